@@ -1,0 +1,1 @@
+"""Making training data: scenes, dialogues, speech with word times, shards."""

@@ -1,0 +1,104 @@
+"""Reads the manifest of spoken calls: a .jsonl of {"path", "duration"}, each path a stereo wav with a .json beside it.
+
+The json holds `alignments` [[word, [start_sec, end_sec], "SPEAKER_MAIN" | "SPEAKER_USER"], ...], `visuals`
+[{"kind", "path", "start_sec"}, ...] (paths relative to the json's folder or to the manifest's) and anything else (kept
+as metadata).
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmspeech.config import ConfigError
+from mmspeech.types import Visual, Word
+
+SPEAKERS = {"SPEAKER_MAIN": "main", "SPEAKER_USER": "user"}
+
+
+class ManifestError(ConfigError):
+    """A manifest or a call's json that cannot be read; the message is one line that names the file."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One line of a manifest. `id` is the audio's path in the manifest's folder, without suffix."""
+
+    id: str
+    audio: Path
+    duration_sec: float
+    root: Path
+
+
+@dataclass
+class Transcript:
+    """What the json beside a call holds: words of both speakers, pictures, and the rest as `meta`."""
+
+    words: list[Word]
+    visuals: list[Visual]
+    meta: dict[str, Any]
+
+
+def read_manifest(data: Path) -> list[Call]:
+    """The calls of a manifest file, or of the manifest.jsonl (or only .jsonl) of a folder, in its order."""
+    file = _find_manifest(data)
+    root = file.parent
+    calls = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            audio = root / entry["path"]
+            duration_sec = float(entry["duration"])
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            expected = '{"path": ..., "duration": seconds}'
+            raise ManifestError(f"{file}:{number}: expected {expected}, got {line[:80]}") from error
+        calls.append(Call(_call_id(audio, root), audio, duration_sec, root))
+    if not calls:
+        raise ManifestError(f"{file}: no calls in it; run the step that makes it first")
+    if len({call.id for call in calls}) != len(calls):
+        raise ManifestError(f"{file}: the same path stands in it twice; every call must be there once")
+    return calls
+
+
+def read_transcript(call: Call) -> Transcript:
+    """The json beside the call's audio, with the pictures' bytes. Raises ManifestError."""
+    file = call.audio.with_suffix(".json")
+    if not file.is_file():
+        raise ManifestError(f"{file}: not there; expected the word times of {call.audio.name}")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        words = [Word(text, float(a), float(b), SPEAKERS[who]) for text, (a, b), who in data.pop("alignments")]
+        visuals = [_read_visual(v, file=file, root=call.root) for v in data.pop("visuals", None) or []]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ManifestError(f"{file}: not a call's json ({type(error).__name__}: {error})") from error
+    return Transcript(words, sorted(visuals, key=lambda v: v.start_sec), data)
+
+
+def _find_manifest(data: Path) -> Path:
+    if data.is_file():
+        return data
+    found = sorted(data.glob("*.jsonl")) if data.is_dir() else []
+    if (data / "manifest.jsonl") in found:
+        return data / "manifest.jsonl"
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(file.name for file in found) or "none"
+    raise ManifestError(f"{data}: expected a manifest.jsonl in this folder, found {names}")
+
+
+def _call_id(audio: Path, root: Path) -> str:
+    relative = audio.relative_to(root) if audio.is_relative_to(root) else Path(audio.name)
+    return relative.with_suffix("").as_posix()
+
+
+def _read_visual(entry: dict[str, Any], *, file: Path, root: Path) -> Visual:
+    if entry.get("kind", "image") != "image":
+        raise ManifestError(f"{file}: visual of kind {entry['kind']!r}; expected 'image'")
+    for folder in (file.parent, root):
+        if (folder / entry["path"]).is_file():
+            return Visual((folder / entry["path"]).read_bytes(), float(entry.get("start_sec", 0.0)))
+    raise ManifestError(f"{file}: picture {entry['path']} is not there; expected it beside the json or the manifest")

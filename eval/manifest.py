@@ -1,0 +1,75 @@
+"""The manifest of a task: one JSON object per line, with paths relative to the manifest's folder."""
+
+import json
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+
+from mmspeech.config import ConfigError
+
+
+class Line(BaseModel):
+    """One spoken question. Keys not listed here are allowed and ignored.
+
+    `reply`: what the data's own speaker would answer; it tells the recogniser which words to expect.
+    `question_end_sec`: when the last question ends (the file's end if absent); `barge_start_sec`: when the user
+    starts to talk over the model.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str = ""
+    audio: Path
+    image: Path | None = None
+    question: str = ""
+    answers: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
+    reply: str | None = None
+    kind: str = "all"
+    voice: str = "all"
+    question_end_sec: float | None = Field(None, ge=0)
+    barge_start_sec: float | None = Field(None, ge=0)
+
+
+class Spoken(BaseModel):
+    """A recording and its words (`text`, or else `question`), for tasks that only listen."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str = ""
+    audio: Path
+    text: str = Field(min_length=1, validation_alias=AliasChoices("text", "question"))
+    voice: str = "all"
+
+
+LineT = TypeVar("LineT", bound=BaseModel)
+
+
+def read_lines(path: Path, cls: type[LineT], *, limit: int | None = None) -> list[LineT]:
+    """All lines (the first `limit`) with paths resolved and ids filled in; ConfigError names the first bad line."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such manifest; expected one JSON object per line")
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not text.strip() or (limit is not None and len(lines) >= limit):
+            continue
+        try:
+            line = cls.model_validate(json.loads(text))
+        except (json.JSONDecodeError, ValidationError) as error:
+            raise ConfigError(f"{path}, line {number}: {_first_problem(error)}") from error
+        paths = {k: path.parent / v for k in ("audio", "image") if (v := getattr(line, k, None)) is not None}
+        lines.append(line.model_copy(update={**paths, "id": line.id or f"{number:06d}"}))
+    if not lines:
+        raise ConfigError(f"{path}: no lines in it; expected one JSON object per line")
+    ids = [line.id for line in lines]
+    if len(set(ids)) != len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise ConfigError(f"{path}: the id {twice!r} stands on several lines; ids must differ")
+    return lines
+
+
+def _first_problem(error: ValueError) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"'{'.'.join(str(part) for part in first['loc'])}': {first['msg']}"
+    return f"not JSON ({error})"

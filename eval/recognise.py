@@ -1,0 +1,104 @@
+"""A recogniser of a closed set of words (pocketsphinx), and word error between what was said and what was heard."""
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from eval.ngram import arpa
+from eval.scoring import normalise
+
+RECOGNISER_RATE_HZ = 16_000
+_PAD_SEC = 0.3  # silence around the speech: without it first and last words are lost
+_TARGET_RMS = 0.08
+_NOISE = 1e-4  # digital silence upsets the recogniser's noise estimate
+_BEAM, _WORD_BEAM = 1e-80, 1e-60  # wider than the usual: the vocabulary is small, so there is time
+
+
+class Recogniser:
+    """Hears only the words of `sentences` and `vocabulary`, and prefers their order in `sentences`.
+
+    `unknown` lists the words it has no pronunciation for: it can never hear those, so they count as errors.
+    Needs the `eval` extra (pocketsphinx); its English acoustic model comes with that package.
+    """
+
+    def __init__(self, sentences: Iterable[str], *, vocabulary: Iterable[str] = ()):
+        from pocketsphinx import Config, Decoder, get_model_path
+
+        texts = [normalise(sentence) for sentence in sentences]
+        wanted = sorted({word for text in texts for word in text} | {w for v in vocabulary for w in normalise(v)})
+        config = Config(
+            hmm=get_model_path("en-us/en-us"),
+            dict=get_model_path("en-us/cmudict-en-us.dict"),
+            lm=None,
+            loglevel="FATAL",
+            beam=_BEAM,
+            wbeam=_WORD_BEAM,
+            lw=6.5,
+        )
+        self._decoder = Decoder(config)
+        self.unknown = [word for word in wanted if not self._pronounce(word)]
+        known = set(wanted) - set(self.unknown)
+        if not known:
+            raise ValueError("the recogniser was given no word it can pronounce; check the sentences it should know")
+        usable = [text for text in texts if known.issuperset(text)]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "closed.arpa"
+            path.write_text(arpa(usable, known), encoding="utf-8")
+            self._decoder.add_lm_file("closed", str(path))
+        self._decoder.activate_search("closed")
+
+    def _pronounce(self, word: str) -> bool:
+        """Make sure the dictionary has `word`; one made of two words it has ("leftmost") is put together."""
+        if self._decoder.lookup_word(word):
+            return True
+        for cut in range(len(word) - 3, 2, -1):
+            parts = [self._decoder.lookup_word(part) for part in (word[:cut], word[cut:])]
+            if all(parts):
+                self._decoder.add_word(word, " ".join(parts), True)
+                return True
+        return False
+
+    def words(self, wave: np.ndarray, sample_rate_hz: int) -> list[str]:
+        """The words heard in `wave` ([N] float, mono); none in silence."""
+        import soxr
+
+        wave = np.asarray(wave, dtype=np.float32)
+        if wave.ndim != 1:
+            raise ValueError(f"expected a mono wave [N], got shape {wave.shape}")
+        rms = float(np.sqrt(np.mean(np.square(_loud_part(wave, sample_rate_hz))))) if wave.size else 0.0
+        if rms < 1e-4:
+            return []
+        wave = soxr.resample(wave * (_TARGET_RMS / rms), sample_rate_hz, RECOGNISER_RATE_HZ)
+        pad = np.zeros(int(_PAD_SEC * RECOGNISER_RATE_HZ), np.float32)
+        padded = np.concatenate([pad, wave, pad])
+        padded += np.random.default_rng(0).normal(0.0, _NOISE, padded.size).astype(np.float32)
+        samples = (np.clip(padded, -1.0, 1.0) * 32767).astype("<i2").tobytes()
+        self._decoder.start_utt()
+        self._decoder.process_raw(samples, full_utt=True)
+        self._decoder.end_utt()
+        heard = self._decoder.hyp()
+        return heard.hypstr.split() if heard else []
+
+
+def _loud_part(wave: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+    """The 20 ms pieces within 30 dB of the loudest, so that pauses do not count towards the level."""
+    size = max(1, sample_rate_hz // 50)
+    pieces = wave[: len(wave) // size * size].reshape(-1, size)
+    if not len(pieces):
+        return wave
+    power = np.square(pieces).mean(axis=1)
+    return pieces[power >= power.max() * 1e-3].ravel()
+
+
+def word_error(said: list[str], heard: list[str]) -> tuple[int, int]:
+    """(errors, words said): substitutions, deletions and insertions between two lists of words."""
+    import jiwer
+
+    if not said:
+        return len(heard), 0
+    if not heard:
+        return len(said), len(said)
+    out = jiwer.process_words(" ".join(said), " ".join(heard))
+    return out.substitutions + out.deletions + out.insertions, len(said)

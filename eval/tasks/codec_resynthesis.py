@@ -1,0 +1,81 @@
+"""What the codec keeps of speech: word error of recordings before and after encoding and decoding them."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from eval.manifest import Spoken, read_lines
+from eval.recognise import Recogniser, word_error
+from eval.responder import Responder
+from eval.scoring import normalise
+from eval.task import Settings
+from mmspeech.audio.waveform import read_audio, write_wav
+from mmspeech.config import ConfigError
+
+if TYPE_CHECKING:
+    from mmspeech.audio.codec import Codec
+    from mmspeech.checkpoint import Bundle
+
+
+def build(settings: Settings, bundle: "Bundle | None", responder: Responder | None) -> "CodecResynthesis":
+    """The task over the manifest of `settings`, for the bundle's codec; nobody answers here."""
+    lines = read_lines(settings.manifest, Spoken, limit=settings.limit)
+    return CodecResynthesis(lines=lines, settings=settings, codec=bundle.codec)
+
+
+class CodecResynthesis:
+    """The recogniser knows the sentences of the manifest; its error on the recordings themselves is the floor."""
+
+    name, version = "codec_resynthesis", 1
+
+    def __init__(self, *, lines: list[Spoken], settings: Settings, codec: "Codec"):
+        self.lines = lines
+        self.settings = settings
+        self.codec = codec
+        self.recogniser = Recogniser([*(line.text for line in lines), *settings.sentences])
+
+    def load(self, line: Spoken) -> tuple[Spoken, np.ndarray]:
+        if not line.audio.is_file():
+            raise ConfigError(f"{line.audio}: no such file")
+        return line, read_audio(line.audio)[0].numpy()
+
+    def run(self, items: list[tuple[Spoken, np.ndarray]], *, seed: int) -> list[dict[str, Any]]:
+        return [self._record(line, wave) for line, wave in items]
+
+    def _record(self, line: Spoken, wave: np.ndarray) -> dict[str, Any]:
+        again = resynthesise(self.codec, wave)
+        if self.settings.audio_dir is not None:
+            write_wav(self.settings.audio_dir / f"{line.id}.wav", again, self.codec.sample_rate_hz)
+        said = normalise(line.text)
+        heard = self.recogniser.words(again, self.codec.sample_rate_hz)
+        before = self.recogniser.words(wave, self.codec.sample_rate_hz)
+        errors, count = word_error(said, heard)
+        return {
+            "kind": "all",
+            "voice": line.voice,
+            "text": line.text,
+            "heard": " ".join(heard),
+            "heard_before": " ".join(before),
+            "word_errors": errors,
+            "word_errors_before": word_error(said, before)[0],
+            "words_said": count,
+        }
+
+    def summarise(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        said = sum(r["words_said"] for r in records) or None
+        return {
+            "count": len(records),
+            "word_error": said and sum(r["word_errors"] for r in records) / said,
+            "word_error_before": said and sum(r["word_errors_before"] for r in records) / said,
+            "words_said": said or 0,
+            "words_unknown": self.recogniser.unknown,
+        }
+
+
+@torch.no_grad()
+def resynthesise(codec: "Codec", wave: np.ndarray) -> np.ndarray:
+    """wave [N] -> codes -> wave [N], in time with the input (the decoder's delay is taken off)."""
+    delay = codec.decoder_delay_samples
+    padded = torch.nn.functional.pad(torch.from_numpy(wave)[None, None], (0, delay))
+    return codec.decode(codec.encode(padded))[0, 0, delay : delay + len(wave)].float().numpy()

@@ -1,0 +1,325 @@
+"""A checkpoint is a directory: config.json, model.safetensors (speech LM and projector), codec.safetensors,
+tower.safetensors (optional), tokenizer.model and README.md (the card).
+
+Also here: codec directories (config.json, codec.safetensors) and adapter files (adapters.safetensors). Only safetensors
+are read, never pickles. Weights may be stored in half precision; they are cast when they are loaded.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mmspeech.audio.codec import Codec, build_codec
+from mmspeech.config import CodecConfig, ConfigError, ModelConfig, StrictModel, parse_config, read_mapping
+
+if TYPE_CHECKING:
+    from mmspeech.lm.model import VisionSpeechModel
+    from mmspeech.tokens.text import TextTokenizer
+
+EMBEDDED = Path(__file__).parent / "pretrained" / "tiny"
+CONFIG, MODEL, CODEC, TOWER = "config.json", "model.safetensors", "codec.safetensors", "tower.safetensors"
+TOKENIZER, CARD, ADAPTERS = "tokenizer.model", "README.md", "adapters.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+TOWER_PREFIX = "tower."
+NOT_CODES = ("decoder", "upsample", "phone_head")  # parts of a codec that do not decide which codes a wave gets
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint that cannot be loaded or saved; the message is one line that names the directory."""
+
+
+@dataclass
+class Bundle:
+    """Everything a conversation needs. `path` is the directory it was loaded from."""
+
+    model: "VisionSpeechModel"
+    codec: Codec
+    tokenizer: "TextTokenizer"
+    config: ModelConfig
+    path: Path
+
+
+def load_model(
+    path_or_id: str | Path | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Bundle:
+    """Load a checkpoint directory, a run directory (its newest checkpoint), a hub id, or (None) the embedded model.
+
+    The model is in `dtype` and in eval mode; the codec stays in float32. Raises CheckpointError.
+    """
+    from mmspeech.tokens.text import TextTokenizer
+
+    path = resolve(path_or_id)
+    config = parse_config(ModelConfig, read_mapping(path / CONFIG), source=str(path / CONFIG))
+    model = load_speech_model(path, config, device=device, dtype=dtype)
+    codec = load_codec(path).to(device)
+    if not (path / TOKENIZER).is_file():
+        raise CheckpointError(f"{path}: no {TOKENIZER}; expected a complete checkpoint directory")
+    return Bundle(model, codec, TextTokenizer(path / TOKENIZER), config, path)
+
+
+def load_speech_model(
+    path: Path, config: ModelConfig, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> "VisionSpeechModel":
+    """The speech LM, the projector and (when the configuration has vision) the tower of a checkpoint directory."""
+    from mmspeech.lm.model import VisionSpeechModel
+
+    model = build_empty(lambda: VisionSpeechModel(config))
+    load_weights(model, read_tensors(path / MODEL, dtype=dtype, device=device), source=path / MODEL)
+    model.to(device)  # tables that are not stored
+    if config.vision is not None:
+        from mmspeech.vision.encoder import build_tower
+
+        model.tower = build_tower(config.vision, checkpoint_dir=path).to(device=device, dtype=dtype)
+        model.tower.requires_grad_(False)
+    return model.eval()
+
+
+def save_model(
+    path: str | Path,
+    *,
+    model: "VisionSpeechModel",
+    codec: Codec,
+    tokenizer_file: str | Path,
+    config: ModelConfig,
+    card: str = "",
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a checkpoint directory; it appears whole or not at all, in the place of an earlier one.
+
+    `dtype` (e.g. torch.float16) sets the stored precision of model and tower, None keeps theirs.
+    """
+    with replacing_directory(path) as building:
+        state = model.state_dict()
+        own = {key: value for key, value in state.items() if not key.startswith(TOWER_PREFIX)}
+        write_tensors(building / MODEL, own, dtype=dtype)
+        tower = {key.removeprefix(TOWER_PREFIX): v for key, v in state.items() if key.startswith(TOWER_PREFIX)}
+        if tower:
+            write_tensors(building / TOWER, tower, dtype=dtype)
+        write_tensors(building / CODEC, codec.state_dict())
+        (building / CONFIG).write_text(config.model_dump_json(indent=1), encoding="utf-8")
+        shutil.copyfile(tokenizer_file, building / TOKENIZER)
+        (building / CARD).write_text(card or f"# {config.name}\n\nA checkpoint of mmspeech.\n", encoding="utf-8")
+    return Path(path)
+
+
+def save_adapters(path: str | Path, model: "VisionSpeechModel", *, base: str) -> None:
+    """Write only the vision adapters (projector, cross-attention, gates) to `path`/adapters.safetensors.
+
+    `base` names the checkpoint they belong to; it is kept in the file.
+    """
+    names = set(model.adapter_names())
+    tensors = {name: value for name, value in model.state_dict().items() if name in names}
+    if not tensors:
+        raise CheckpointError(f"{path}: this model has no vision adapters to save; its configuration has no fusion")
+    Path(path).mkdir(parents=True, exist_ok=True)
+    write_tensors(Path(path) / ADAPTERS, tensors, metadata={"base": base})
+
+
+def load_adapters(path: str | Path, model: "VisionSpeechModel") -> None:
+    """Read adapters.safetensors of directory `path` into `model`; every adapter must be there and fit."""
+    file = Path(path) / ADAPTERS
+    tensors = read_tensors(file)
+    names = set(model.adapter_names())
+    own = {name: value for name, value in model.state_dict().items() if name in names}
+    check_keys(own, tensors, source=file)
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
+
+
+class _CodecHolder(StrictModel):
+    codec: CodecConfig
+
+
+def save_codec(path: str | Path, codec: Codec, config: CodecConfig) -> None:
+    """Write a codec directory: codec.safetensors and config.json (the codec's own configuration)."""
+    with replacing_directory(path) as building:
+        write_tensors(building / CODEC, codec.state_dict())
+        (building / CONFIG).write_text(config.model_dump_json(indent=1), encoding="utf-8")
+
+
+def read_codec_config(path: str | Path) -> CodecConfig:
+    """The codec's configuration in a codec directory or in a checkpoint directory."""
+    file = Path(path) / CONFIG
+    if not file.is_file():
+        raise CheckpointError(f"{path}: no {CONFIG}; expected a codec or a checkpoint directory")
+    data = read_mapping(file)
+    if "kind" in data:
+        return parse_config(_CodecHolder, {"codec": data}, source=str(file)).codec
+    return parse_config(ModelConfig, data, source=str(file)).codec
+
+
+def load_codec(path: str | Path) -> Codec:
+    """The codec of a codec directory or a checkpoint directory: float32, eval mode, without gradients."""
+    path = Path(path)
+    config = read_codec_config(path)
+    codec = build_empty(lambda: build_codec(config))
+    load_weights(codec, read_tensors(path / CODEC, dtype=torch.float32), source=path / CODEC)
+    return codec.eval().requires_grad_(False)
+
+
+def codec_hash(codec: Codec) -> str:
+    """16 hex digits naming the codes of a codec: its encoder and quantiser, to half precision.
+
+    A retrained decoder keeps the hash, and so does storing the weights in half precision.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(codec.state_dict().items()):
+        if not name.startswith(NOT_CODES):
+            digest.update(name.encode())
+            digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def resolve(path_or_id: str | Path | None) -> Path:
+    """The checkpoint directory meant by a path, a run directory, a hub id or None; raises CheckpointError."""
+    if path_or_id is None:
+        path_or_id = EMBEDDED
+    path = Path(path_or_id)
+    if not path.exists() and isinstance(path_or_id, str) and HUB_ID.fullmatch(path_or_id):
+        path = _download(path_or_id)
+    if not path.is_dir():
+        found = "a file" if path.exists() else "nothing"
+        raise CheckpointError(f"{path}: {found} there; expected a checkpoint directory, a run directory or a hub id")
+    if (path / CONFIG).is_file():
+        return path
+    newest = newest_checkpoint(path)
+    if newest is not None:
+        return newest
+    pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
+    if pickles:
+        raise CheckpointError(f"{path}: {pickles[0]} is a pickle, which can run code; expected {CONFIG} and {MODEL}")
+    raise CheckpointError(f"{path}: no {CONFIG}; expected a checkpoint directory (see `mmspeech info`)")
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest complete checkpoint of a training run directory, or None."""
+    steps = sorted(run.glob("checkpoints/step_*/" + CONFIG))
+    return steps[-1].parent if steps else None
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.model", CARD]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{hub_id}: neither a directory here nor to be had from the hub ({reason})") from error
+
+
+def build_empty(build: Callable[[], ModuleT]) -> ModuleT:
+    """Build a module with parameters on the meta device (no memory, no initialisation) and real buffers.
+
+    `load_weights` then puts tensors in their place.
+    """
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None:
+            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+        register(module, name, param)
+
+    nn.Module.register_parameter = register_on_meta
+    try:
+        return build()
+    finally:
+        nn.Module.register_parameter = register
+
+
+def load_weights(module: nn.Module, tensors: dict[str, Tensor], *, source: str | Path) -> None:
+    """Put `tensors` into `module` by assignment; raises CheckpointError listing every key that does not fit."""
+    own = module.state_dict()
+    check_keys(own, tensors, source=source)
+    module.load_state_dict(tensors, strict=True, assign=True)
+
+
+def check_keys(own: dict[str, Tensor], tensors: dict[str, Tensor], *, source: str | Path) -> None:
+    """Raise CheckpointError naming missing, unexpected and misshaped keys of `tensors` against `own`."""
+    problems = {
+        "missing": [key for key in own if key not in tensors],
+        "unexpected": [key for key in tensors if key not in own],
+        "misshaped": [
+            f"{key} {list(value.shape)} (expected {list(own[key].shape)})"
+            for key, value in tensors.items()
+            if key in own and value.shape != own[key].shape
+        ],
+    }
+    found = [f"{len(keys)} {kind}: {_shorten(keys)}" for kind, keys in problems.items() if keys]
+    if found:
+        raise CheckpointError(f"{source}: the weights do not fit the configuration; " + "; ".join(found))
+
+
+def _shorten(keys: list[str], limit: int = 8) -> str:
+    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
+
+
+def read_tensors(
+    file: Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> dict[str, Tensor]:
+    """All tensors of a safetensors file (memory-mapped on the CPU); floating ones cast to `dtype`."""
+    if not file.is_file():
+        raise CheckpointError(f"{file}: not there; expected a complete checkpoint directory")
+    try:
+        with safe_open(str(file), framework="pt", device=str(device)) as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: not a readable safetensors file ({error}); copy or save it again") from error
+    if dtype is None:
+        return tensors
+    return {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def write_tensors(
+    file: Path, tensors: dict[str, Tensor], *, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file atomically; tensors that share memory are stored separately."""
+    stored = {}
+    for key, value in tensors.items():
+        value = value.detach().to("cpu", dtype if dtype is not None and value.is_floating_point() else value.dtype)
+        stored[key] = value.clone(memory_format=torch.contiguous_format)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        save_file(stored, str(temporary), metadata={"format": "pt", **(metadata or {})})
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_directory(path: str | Path) -> Iterator[Path]:
+    """A fresh directory beside `path` that takes its place when the block ends without an error."""
+    path = Path(path)
+    building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        yield building
+        if path.exists():
+            path.rename(old)
+        building.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.rename(path)

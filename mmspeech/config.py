@@ -1,0 +1,289 @@
+"""Configuration: frozen, strict models, read from YAML or JSON, with dotted overrides.
+
+Every problem in a file is reported at once, each with its dotted key and, for an unknown key, the nearest valid name.
+"""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class ConfigError(ValueError):
+    """A configuration or input the user can mend; the message is one line or a short list."""
+
+
+class StrictModel(BaseModel):
+    """Base of every configuration: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+NormKind = Literal["rms", "rms_variance", "layer"]
+GateKind = Literal["sigmoid", "tanh", "scalar_sigmoid", "scalar_tanh", "none"]
+
+
+class TransformerConfig(StrictModel):
+    """A causal transformer with a sliding attention window.
+
+    `ffn_dim` is the inner width of the feed-forward layer (of each half, when gated). `context` counts steps.
+    `max_period` is that of rotary positions; None means no positions.
+    """
+
+    dim: int = Field(gt=0)
+    num_heads: int = Field(gt=0)
+    num_layers: int = Field(gt=0)
+    ffn_dim: int = Field(gt=0)
+    context: int = Field(gt=0)
+    norm: NormKind = "rms"
+    norm_eps: float = 1e-8
+    max_period: float | None = 10_000.0
+    gated_ffn: bool = True
+    layer_scale: float | None = None
+
+    @model_validator(mode="after")
+    def _heads_divide(self):
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+
+class FusionConfig(StrictModel):
+    """Gated cross-attention from the temporal transformer to what is seen.
+
+    `layers`: indices of layers that look (None: all). `shared`: one set of projections for all of them.
+    `gate`: input-dependent (`sigmoid`, `tanh`), one number per layer (`scalar_*`) or `none`.
+    `source_dim`: width of the visual tokens the projections read (None: the model's width, one fused matrix in files).
+    `shared_gate`: one gate for all layers, times a per-layer scalar.
+    """
+
+    layers: tuple[int, ...] | None = None
+    shared: bool = True
+    gate: GateKind = "sigmoid"
+    gate_hidden: int | None = None
+    shared_gate: bool = False
+    source_dim: int | None = None
+
+
+class LMConfig(StrictModel):
+    """The duplex language model: 1 text stream, `num_codebooks` own and `num_codebooks` user audio streams."""
+
+    text_card: int = Field(gt=0)
+    audio_card: int = Field(gt=0)
+    num_codebooks: int = 8
+    delays: tuple[int, ...]
+    text_pad_id: int = 3
+    text_epad_id: int = 0
+    temporal: TransformerConfig
+    depth: TransformerConfig
+    fusion: FusionConfig | None = None
+
+    @model_validator(mode="after")
+    def _streams_match(self):
+        if len(self.delays) != self.num_streams:
+            raise ValueError(
+                f"delays has {len(self.delays)} entries, expected {self.num_streams} "
+                f"(1 text + 2 x {self.num_codebooks} audio)"
+            )
+        if min(self.delays) != 0:
+            raise ValueError(f"the smallest delay must be 0, got {min(self.delays)}")
+        return self
+
+    @property
+    def num_streams(self) -> int:
+        return 1 + 2 * self.num_codebooks
+
+
+class VisionConfig(StrictModel):
+    """A frozen tower and the projector behind it.
+
+    `tower` is `timm:NAME`, `hf:ID_OR_DIR` or a directory inside the checkpoint. `tower_args` go to timm's
+    `create_model`. `mean`/`std` None: the tower's own statistics. `projector_norm` is applied after the projection.
+    """
+
+    tower: str
+    image_size_px: int = Field(gt=0)
+    tower_dim: int = Field(gt=0)
+    tower_args: dict[str, Any] = Field(default_factory=dict)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    projector_hidden: int | None = None
+    projector_norm: NormKind | None = "rms"
+    projector_norm_eps: float = 1e-5
+
+
+class MimiConfig(StrictModel):
+    """Kyutai's Mimi: causal SEANet, transformers, split residual vector quantiser at 12.5 Hz.
+
+    `num_codebooks` of the `total_codebooks` in its files are used. `ratios` are in the decoder's order.
+    """
+
+    kind: Literal["mimi"] = "mimi"
+    sample_rate_hz: int = 24_000
+    num_codebooks: int = Field(8, ge=2)
+    total_codebooks: int = 32
+    codebook_size: int = 2048
+    codebook_dim: int = 256
+    dim: int = 512
+    num_filters: int = 64
+    ratios: tuple[int, ...] = (8, 6, 5, 4)
+    kernel: int = 7
+    residual_kernel: int = 3
+    last_kernel: int = 3
+    compress: int = 2
+    num_residual_layers: int = 1
+    dilation_base: int = 2
+    transformer: TransformerConfig = TransformerConfig(
+        dim=512, num_heads=8, num_layers=8, ffn_dim=2048, context=250, norm="layer", norm_eps=1e-5,
+        gated_ffn=False, layer_scale=0.01,
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _sizes_match(self):
+        if self.num_codebooks > self.total_codebooks:
+            raise ValueError(f"num_codebooks {self.num_codebooks} is more than total_codebooks {self.total_codebooks}")
+        if self.dim != self.transformer.dim:
+            raise ValueError(f"dim {self.dim} and transformer.dim {self.transformer.dim} must be equal")
+        return self
+
+
+class SpectralConfig(StrictModel):
+    """A small codec on log-mel frames with an inverse-STFT head; same 12.5 Hz contract as Mimi.
+
+    `hop_samples` must divide the 1920 samples of a code frame. `dim` and `low_blocks` are those of the stack at
+    12.5 Hz, `hidden` and `high_blocks` of the stacks at the hop's rate. `num_phones` > 0 adds the head that teaches
+    the first codebook phones (training only).
+    """
+
+    kind: Literal["spectral"] = "spectral"
+    sample_rate_hz: int = 24_000
+    num_codebooks: int = Field(6, ge=2)
+    codebook_size: int = 512
+    codebook_dim: int = 64
+    hop_samples: int = 240
+    window_samples: int = 960
+    num_mels: int = 80
+    dim: int = 256
+    hidden: int = 160
+    low_blocks: int = 4
+    high_blocks: int = 3
+    kernel: int = 5
+    num_phones: int = 0
+
+    @model_validator(mode="after")
+    def _frames_divide(self):
+        if 1920 % self.hop_samples or self.window_samples % self.hop_samples:
+            raise ValueError("hop_samples must divide 1920 and window_samples")
+        return self
+
+
+CodecConfig = Annotated[Union[MimiConfig, SpectralConfig], Field(discriminator="kind")]  # noqa: UP007
+
+
+class GenerationConfig(StrictModel):
+    """Sampling of the frame generator; temperature 0 is greedy, top_k 0 keeps all."""
+
+    text_temperature: float = Field(0.7, ge=0)
+    text_top_k: int = Field(25, ge=0)
+    audio_temperature: float = Field(0.8, ge=0)
+    audio_top_k: int = Field(250, ge=0)
+
+
+class ModelConfig(StrictModel):
+    """What a checkpoint directory's config.json holds."""
+
+    schema_version: Literal[1] = 1
+    name: str = "mmspeech"
+    lm: LMConfig
+    codec: CodecConfig
+    vision: VisionConfig | None = None
+    generation: GenerationConfig = GenerationConfig()
+
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def load_config(cls: type[ConfigT], path: str | Path, overrides: list[str] | None = None) -> ConfigT:
+    """Read a YAML or JSON file into `cls`, after dotted `key.sub=value` overrides (values are YAML).
+
+    Raises ConfigError naming the file and every problem in it.
+    """
+    path = Path(path)
+    return parse_config(cls, apply_overrides(read_mapping(path), overrides or []), source=str(path))
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """The top-level mapping of a YAML or JSON file."""
+    path = Path(path)
+    if not path.is_file():
+        siblings = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        hint = f"; files there: {', '.join(siblings)}" if siblings else ""
+        raise ConfigError(f"{path}: no such configuration file{hint}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{path}: not valid {path.suffix.lstrip('.') or 'YAML'}: {' '.join(str(error).split())}"
+        ) from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings at the top, got {type(data).__name__}")
+    return data
+
+
+def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A copy of `data` with each `a.b=value` set; intermediate mappings are created."""
+    data = json.loads(json.dumps(data))
+    for item in overrides:
+        key, separator, value = item.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"override {item!r}: expected key.sub=value")
+        target = data
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"override {item!r}: {parent!r} is a value, not a group of settings")
+        target[leaf] = yaml.safe_load(value)
+    return data
+
+
+def parse_config(cls: type[ConfigT], data: dict[str, Any], *, source: str) -> ConfigT:
+    """Validate `data`; a ConfigError lists every problem with its dotted key."""
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        lines = [_describe(cls, problem) for problem in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(lines)) from error
+
+
+def _describe(cls: type[BaseModel], problem: dict[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], _field_names(cls, location[:-1]), n=1)
+        return f"unknown key '{key}'" + (f" (did you mean '{near[0]}'?)" if near else "")
+    if problem["type"] == "missing":
+        return f"missing key '{key}'"
+    got = problem.get("input")
+    shown = "" if isinstance(got, dict | BaseModel) else f" (got {got!r})"
+    return f"'{key or 'config'}': {problem['msg']}{shown}"
+
+
+def _field_names(cls: type[BaseModel], parents: list[str]) -> list[str]:
+    """Names of the fields where an unknown key stood, following nested models and unions."""
+    models = [cls]
+    for parent in parents:
+        models = [
+            m for model in models for m in _models_in(getattr(model.model_fields.get(parent), "annotation", None))
+        ] or models
+    return [name for model in models for name in model.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for arg in get_args(annotation) for m in _models_in(arg)]

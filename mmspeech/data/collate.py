@@ -1,0 +1,210 @@
+"""Calls -> a Batch: text on the frame grid, crops, loss weights, augmentation, pictures.
+
+A call is laid out as one of three variants:
+- dialogue: the call as it is; the model's words on the text stream.
+- speechless: no audio at all; the user's words stand on the text stream too, without loss, then the answers with loss.
+- transcribe: the text stream holds the user's words a little late, after a BOS token that marks the task; the model's
+  own audio is silence.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmspeech.audio.waveform import FRAME_RATE_HZ
+from mmspeech.data.shards import speaker_rows
+from mmspeech.types import Batch, Sample, Word
+
+if TYPE_CHECKING:
+    from mmspeech.tokens.text import TextTokenizer
+
+Variant = Literal["dialogue", "speechless", "transcribe"]
+NOTHING = -1
+BOS_ID = 1
+SPEECH_BEFORE_FRAMES, SPEECH_AFTER_FRAMES = 1, 3  # word times are a little tight, and a voice fades
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How user codes are disturbed, so that unknown voices and noise do not surprise the model.
+
+    With probability `drop_acoustic` a call keeps only its first user codebooks (how many is drawn); a share of
+    `replace_codes` of the user's codes becomes random ones (in a call, a share drawn from 0 to twice that).
+    """
+
+    drop_acoustic: float = 0.0
+    replace_codes: float = 0.0
+
+
+@dataclass
+class Row:
+    """One call laid out: codes [1 + 2K, T] long, text_weight and audio_weight [T], pictures as (bytes, onset frame)."""
+
+    id: str
+    codes: Tensor
+    text_weight: Tensor
+    audio_weight: Tensor
+    pictures: list[tuple[bytes, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PictureFormat:
+    """What the tower expects: see `mmspeech.vision.image.to_pixels`."""
+
+    size_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Layout:
+    """Lays one call out on the frame grid.
+
+    `silence_codes` [K] and `codebook_size` are the codec's. A call longer than `max_frames` is cropped at random.
+    Frames where the model is silent take part in the audio loss with probability `silent_share`.
+    `transcribe_delay_frames`: how late the user's words come on the text stream of the transcribe variant.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: "TextTokenizer",
+        silence_codes: tuple[int, ...],
+        codebook_size: int,
+        max_frames: int,
+        silent_share: float = 0.1,
+        transcribe_delay_frames: int = 3,
+        augmentation: Augmentation | None = None,
+    ):
+        self.tokenizer = tokenizer
+        self.silence_codes = torch.tensor(silence_codes, dtype=torch.long)[:, None]
+        self.codebook_size = codebook_size
+        self.max_frames = max_frames
+        self.silent_share = silent_share
+        self.transcribe_delay_frames = transcribe_delay_frames
+        self.augmentation = augmentation or Augmentation()
+
+    def __call__(self, sample: Sample, *, variant: Variant, keep_visuals: bool, rng: np.random.Generator) -> Row:
+        """The call as a Row; everything random comes from `rng`."""
+        sample = crop(sample, max_frames=self.max_frames, rng=rng)
+        if variant == "speechless":
+            row = self._speechless(sample)
+        elif variant == "transcribe":
+            row = self._transcribe(sample, rng)
+        else:
+            row = self._dialogue(sample, rng)
+        if keep_visuals and variant != "transcribe":
+            row.pictures = [(v.image, math.floor(v.start_sec * FRAME_RATE_HZ)) for v in sample.visuals]
+        return row
+
+    def _dialogue(self, sample: Sample, rng: np.random.Generator) -> Row:
+        own, user = speaker_rows(sample.codes.long())
+        text = self._text([w for w in sample.words if w.speaker == "main"], own.shape[1])
+        speaking = speaking_frames(sample.words, own.shape[1], speaker="main")
+        audio_weight = speaking | torch.from_numpy(rng.random(len(speaking)) < self.silent_share)
+        codes = torch.cat([text[None], own, self._disturb(user, rng)])
+        return Row(sample.id, codes, torch.ones(len(text)), audio_weight.float())
+
+    def _speechless(self, sample: Sample) -> Row:
+        rows, num_frames = sample.codes.shape
+        answering = speaking_frames(sample.words, num_frames, speaker="main")
+        # Where both speak at once the answer stands; a word of the user's would cut it.
+        spoken = speaking_frames(sample.words, num_frames, speaker="main", widened=False)
+        words = [w for w in sample.words if w.speaker == "main" or not _overlaps(w, spoken)]
+        text = self._text(words, num_frames)
+        codes = torch.cat([text[None], torch.full((rows, num_frames), NOTHING)])
+        return Row(sample.id, codes, answering.float(), torch.zeros(num_frames))
+
+    def _transcribe(self, sample: Sample, rng: np.random.Generator) -> Row:
+        _, user = speaker_rows(sample.codes.long())
+        num_frames = user.shape[1]
+        late_sec = self.transcribe_delay_frames / FRAME_RATE_HZ
+        text = self._text([_shifted(w, late_sec) for w in sample.words if w.speaker == "user"], num_frames)
+        text[0] = BOS_ID
+        text_weight = torch.ones(num_frames)
+        text_weight[0] = 0.0  # the task is given, not guessed
+        codes = torch.cat([text[None], self.silence_codes.expand(-1, num_frames), self._disturb(user, rng)])
+        return Row(sample.id, codes, text_weight, torch.zeros(num_frames))
+
+    def _text(self, words: list[Word], num_frames: int) -> Tensor:
+        from mmspeech.tokens.text import words_to_frames
+
+        return words_to_frames([replace(w, speaker="main") for w in words], num_frames, self.tokenizer).long()
+
+    def _disturb(self, user: Tensor, rng: np.random.Generator) -> Tensor:
+        """user [K, T] with some codes replaced and, perhaps, only the first codebooks kept."""
+        user = user.clone()
+        if self.augmentation.replace_codes > 0:
+            share = rng.uniform(0, 2 * self.augmentation.replace_codes)
+            chosen = torch.from_numpy(rng.random(tuple(user.shape)) < share) & (user != NOTHING)
+            noise = torch.from_numpy(rng.integers(0, self.codebook_size, tuple(user.shape)))
+            user = torch.where(chosen, noise, user)
+        if rng.random() < self.augmentation.drop_acoustic and len(user) > 1:
+            user[rng.integers(1, len(user)) :] = NOTHING
+        return user
+
+
+def crop(sample: Sample, *, max_frames: int, rng: np.random.Generator) -> Sample:
+    """At most `max_frames` frames from a random place; words and pictures keep their place in the sound.
+
+    A word cut by the beginning is dropped; a picture that appeared before it is there from frame 0.
+    """
+    extra = sample.codes.shape[1] - max_frames
+    if extra <= 0:
+        return sample
+    start = int(rng.integers(0, extra + 1))
+    start_sec, end_sec = start / FRAME_RATE_HZ, (start + max_frames) / FRAME_RATE_HZ
+    words = [_shifted(w, -start_sec) for w in sample.words if start_sec <= w.start_sec < end_sec]
+    visuals = [replace(v, start_sec=max(0.0, v.start_sec - start_sec)) for v in sample.visuals if v.start_sec < end_sec]
+    return replace(sample, codes=sample.codes[:, start : start + max_frames], words=words, visuals=visuals)
+
+
+def speaking_frames(words: list[Word], num_frames: int, *, speaker: str, widened: bool = True) -> Tensor:
+    """[T] bool: frames in which `speaker` speaks, by default a little widened."""
+    mask = torch.zeros(num_frames, dtype=torch.bool)
+    before, after = (SPEECH_BEFORE_FRAMES, SPEECH_AFTER_FRAMES) if widened else (0, 0)
+    for word in words:
+        if word.speaker == speaker:
+            first = math.floor(word.start_sec * FRAME_RATE_HZ) - before
+            mask[max(0, first) : math.ceil(word.end_sec * FRAME_RATE_HZ) + after] = True
+    return mask
+
+
+def stack(rows: list[Row], *, pictures: PictureFormat | None = None) -> Batch:
+    """Rows of different lengths -> one Batch, padded with NOTHING and weight 0. `pictures` None: none are decoded."""
+    from torch.nn.utils.rnn import pad_sequence
+
+    codes = pad_sequence([row.codes.T for row in rows], batch_first=True, padding_value=NOTHING)
+    batch = Batch(
+        codes=codes.transpose(1, 2).contiguous(),
+        text_weight=pad_sequence([row.text_weight for row in rows], batch_first=True),
+        audio_weight=pad_sequence([row.audio_weight for row in rows], batch_first=True),
+        ids=[row.id for row in rows],
+    )
+    seen = [(index, image, onset) for index, row in enumerate(rows) for image, onset in row.pictures]
+    if not seen or pictures is None:
+        return batch
+    batch.picture_rows = torch.tensor([index for index, _, _ in seen])
+    batch.onset_frames = torch.tensor([onset for _, _, onset in seen])
+    batch.picture_keys = [hashlib.sha1(image).hexdigest() for _, image, _ in seen]
+    batch.pixels = torch.stack([_pixels(image, pictures) for _, image, _ in seen])
+    return batch
+
+
+def _pixels(image: bytes, pictures: PictureFormat) -> Tensor:
+    from mmspeech.vision.image import load_image, to_pixels
+
+    return to_pixels(load_image(image), pictures.size_px, pictures.mean, pictures.std)
+
+
+def _shifted(word: Word, by_sec: float) -> Word:
+    return replace(word, start_sec=word.start_sec + by_sec, end_sec=word.end_sec + by_sec)
+
+
+def _overlaps(word: Word, mask: Tensor) -> bool:
+    first = math.floor(word.start_sec * FRAME_RATE_HZ)
+    return bool(mask[first : math.ceil(word.end_sec * FRAME_RATE_HZ)].any())

@@ -1,0 +1,245 @@
+"""Shards: calls as parquet files beside `shards.json`, which says how to read them. One writer, one reader.
+
+A set is a directory: `shard-00000.parquet` ... and `shards.json` (ShardSetInfo). The writer builds the whole set beside
+its place and moves it there at the end, so a reader finds the old set or the new one, never half of either.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmspeech.config import ConfigError, StrictModel, parse_config
+from mmspeech.types import Sample, Visual, Word
+
+SCHEMA_VERSION = 1
+SIDECAR = "shards.json"
+
+
+class ShardError(ConfigError):
+    """A shard set that cannot be read or written; the message is one line that names the directory."""
+
+
+class CodecStamp(StrictModel):
+    """Which codec made the codes.
+
+    `hash` is `mmspeech.checkpoint.codec_hash`; `silence_codes` [K] is what the codec makes of digital silence.
+    """
+
+    hash: str
+    num_codebooks: int
+    codebook_size: int
+    silence_codes: tuple[int, ...]
+
+
+class ShardFile(StrictModel):
+    """One parquet file of the set."""
+
+    name: str
+    calls: int
+    frames: int
+
+
+class ShardSetInfo(StrictModel):
+    """What `shards.json` holds: the version, the codec and the counts."""
+
+    schema_version: int = SCHEMA_VERSION
+    codec: CodecStamp
+    calls: int
+    frames: int
+    pictures: int
+    files: tuple[ShardFile, ...]
+
+
+class ShardWriter:
+    """Writes samples into a new set at `path`; use as a context manager. An exception inside leaves no trace."""
+
+    def __init__(self, path: str | Path, *, codec: CodecStamp, calls_per_file: int = 512):
+        self.path = Path(path)
+        if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir()) and not _is_set(self.path)):
+            raise ShardError(f"{self.path}: not empty and not a shard set; expected a new folder or an earlier set")
+        self.codec = codec
+        self.calls_per_file = calls_per_file
+        self._building = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._rows: list[dict[str, Any]] = []
+        self._files: list[ShardFile] = []
+        self._pictures = 0
+
+    def __enter__(self) -> "ShardWriter":
+        shutil.rmtree(self._building, ignore_errors=True)
+        self._building.mkdir(parents=True)
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            self._finish()
+        shutil.rmtree(self._building, ignore_errors=True)
+
+    def write(self, sample: Sample) -> None:
+        """Append one call. Its codes are [2K, T] with values -1 .. codebook_size - 1."""
+        codes = sample.codes.to(torch.int16)
+        rows = 2 * self.codec.num_codebooks
+        if codes.ndim != 2 or codes.shape[0] != rows or not codes.shape[1]:
+            raise ShardError(f"call {sample.id}: codes of shape {tuple(codes.shape)}, expected [{rows}, T] with T > 0")
+        if int(codes.min()) < -1 or int(codes.max()) >= self.codec.codebook_size:
+            raise ShardError(f"call {sample.id}: codes outside -1 .. {self.codec.codebook_size - 1}")
+        self._rows.append(_to_row(sample, codes))
+        self._pictures += len(sample.visuals)
+        if len(self._rows) >= self.calls_per_file:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        name = f"shard-{len(self._files):05d}.parquet"
+        table = pyarrow.Table.from_pylist(self._rows, schema=_arrow_schema())
+        pyarrow.parquet.write_table(table, self._building / name, compression="zstd")
+        frames = sum(row["num_frames"] for row in self._rows)
+        self._files.append(ShardFile(name=name, calls=len(self._rows), frames=frames))
+        self._rows = []
+
+    def _finish(self) -> None:
+        if self._rows:
+            self._flush()
+        if not self._files:
+            raise ShardError(f"{self.path}: no call was written; expected at least one")
+        info = ShardSetInfo(
+            codec=self.codec,
+            calls=sum(f.calls for f in self._files),
+            frames=sum(f.frames for f in self._files),
+            pictures=self._pictures,
+            files=tuple(self._files),
+        )
+        (self._building / SIDECAR).write_text(info.model_dump_json(indent=1), encoding="utf-8")
+        old = self.path.with_name(f".{self.path.name}.{os.getpid()}.old")
+        if self.path.exists():
+            self.path.rename(old)
+        self._building.rename(self.path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+class ShardSet:
+    """Random access to the calls of a set; memory-mapped, so that it may be larger than memory.
+
+    `info`: ShardSetInfo. `num_frames` [calls] int64: length of each call. `codec_hash`, when given, must be the set's.
+    """
+
+    def __init__(self, path: str | Path, *, codec_hash: str | None = None):
+        self.path = Path(path)
+        self.info = read_info(self.path)
+        if codec_hash is not None and codec_hash != self.info.codec.hash:
+            raise ShardError(
+                f"{self.path}: encoded with codec {self.info.codec.hash}, but the model's codec is {codec_hash}; "
+                "encode and pack again with the model's codec"
+            )
+        self._table = _open_table(self.path, self.info)
+        self.num_frames = np.concatenate([chunk.to_numpy() for chunk in self._table.data.column("num_frames").chunks])
+        if len(self.num_frames) != self.info.calls:
+            raise ShardError(
+                f"{self.path}: {len(self.num_frames)} calls found, {SIDECAR} promises {self.info.calls}; pack again"
+            )
+
+    def __len__(self) -> int:
+        return self.info.calls
+
+    def __getitem__(self, index: int) -> Sample:
+        row = self._table[int(index)]
+        codes = np.frombuffer(row["codes"], dtype="<i2").reshape(-1, row["num_frames"])
+        return Sample(
+            id=row["id"],
+            codes=torch.from_numpy(codes.copy()),
+            words=[Word(*word) for word in json.loads(row["words"])],
+            visuals=[Visual(image=v["image"], start_sec=v["start_sec"]) for v in row["visuals"]],
+            meta=json.loads(row["meta"]),
+        )
+
+
+def read_info(path: str | Path) -> ShardSetInfo:
+    """The sidecar of the set at `path`; raises ShardError when it is absent, broken or of another version."""
+    path = Path(path)
+    sidecar = path / SIDECAR
+    if not sidecar.is_file():
+        raise ShardError(f"{path}: no shard set here (no {SIDECAR}); expected the output folder of data_prep pack")
+    try:
+        data = json.loads(sidecar.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ShardError(f"{sidecar}: not valid JSON ({error}); pack again") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ShardError(f"{path}: shard schema version {version!r}, this program reads {SCHEMA_VERSION}; pack again")
+    info = parse_config(ShardSetInfo, data, source=str(sidecar))
+    missing = [file.name for file in info.files if not (path / file.name).is_file()]
+    if missing:
+        raise ShardError(f"{path}: {len(missing)} files of the set are missing (first: {missing[0]}); copy it again")
+    return info
+
+
+def write_shards(path: str | Path, samples: Iterable[Sample], *, codec: CodecStamp) -> ShardSetInfo:
+    """Write `samples` as one set and return its sidecar."""
+    with ShardWriter(path, codec=codec) as writer:
+        for sample in samples:
+            writer.write(sample)
+    return read_info(path)
+
+
+def speaker_rows(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes [2K, T] -> the model's rows [K, T] and the user's rows [K, T]."""
+    half = codes.shape[0] // 2
+    return codes[:half], codes[half:]
+
+
+def _is_set(path: Path) -> bool:
+    return (path / SIDECAR).is_file()
+
+
+def _to_row(sample: Sample, codes: Tensor) -> dict[str, Any]:
+    words = [(w.text, round(w.start_sec, 4), round(w.end_sec, 4), w.speaker) for w in sample.words]
+    return {
+        "id": sample.id,
+        "codes": codes.contiguous().numpy().astype("<i2").tobytes(),
+        "num_frames": codes.shape[1],
+        "words": json.dumps(words, ensure_ascii=False),
+        "visuals": [{"image": v.image, "start_sec": v.start_sec} for v in sample.visuals],
+        "meta": json.dumps(sample.meta, ensure_ascii=False),
+    }
+
+
+def _arrow_schema():
+    import pyarrow as pa
+
+    visual = pa.struct([("image", pa.large_binary()), ("start_sec", pa.float64())])
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("codes", pa.large_binary()),
+            ("num_frames", pa.int64()),
+            ("words", pa.large_string()),
+            ("visuals", pa.list_(visual)),
+            ("meta", pa.large_string()),
+        ]
+    )
+
+
+def _open_table(path: Path, info: ShardSetInfo):
+    import datasets
+    import pyarrow
+
+    files = [str(path / file.name) for file in info.files]
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset("parquet", data_files=files, split="train")
+    except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowInvalid, OSError) as error:
+        raise ShardError(
+            f"{path}: a parquet file cannot be read ({' '.join(str(error).split())}); pack again"
+        ) from error
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

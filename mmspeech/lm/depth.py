@@ -1,0 +1,145 @@
+"""The depth transformer: one hidden vector -> the K codes of a frame, each given the text token and the codes before.
+
+Every one of the K steps has its own weights. Tensors run step-first, [K, M, ...] with M frames of any origin, so that a
+whole batch of frames is one batched product per weight (training), and one step of it a plain product (sampling).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmspeech.nn.attention import AttentionState
+from mmspeech.nn.layers import build_norm, gated_silu
+from mmspeech.nn.streaming import State
+
+EMBEDDING_STD = 0.05
+
+
+@dataclass
+class DepthState(State):
+    """Keys and values [B, H, K, Dh] of the frame in work, one pair per layer; each frame overwrites the last."""
+
+    layers: list[AttentionState]
+
+
+class StepLinear(nn.Module):
+    """One matrix per step, weight [K, out, in]: x [k, M, in] of the steps from `first` on -> [k, M, out]."""
+
+    def __init__(self, num_steps: int, in_dim: int, out_dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_steps, out_dim, in_dim))
+        nn.init.uniform_(self.weight, -(in_dim**-0.5), in_dim**-0.5)
+
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        if x.shape[0] == 1:
+            return F.linear(x[0], self.weight[first])[None]
+        return torch.bmm(x, self.weight[first : first + x.shape[0]].transpose(1, 2))
+
+
+class DepthLayer(nn.Module):
+    """Pre-norm causal attention over the steps of a frame and a gated feed-forward; only the norms are shared."""
+
+    def __init__(self, *, dim: int, num_heads: int, ffn_dim: int, num_steps: int, norm: str, norm_eps: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1 = build_norm(norm, dim, eps=norm_eps)
+        self.in_proj = StepLinear(num_steps, dim, 3 * dim)
+        self.out_proj = StepLinear(num_steps, dim, dim)
+        self.norm2 = build_norm(norm, dim, eps=norm_eps)
+        self.ffn_in = StepLinear(num_steps, dim, 2 * ffn_dim)
+        self.ffn_out = StepLinear(num_steps, ffn_dim, dim)
+
+    def forward(self, x: Tensor, *, first: int = 0, state: AttentionState | None = None) -> Tensor:
+        qkv = self.in_proj(self.norm1(x), first).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = qkv.permute(2, 1, 3, 0, 4).unbind(0)
+        if state is not None:
+            last = first + x.shape[0]
+            state.keys[:, :, first:last] = key
+            state.values[:, :, first:last] = value
+            key, value = state.keys[:, :, :last], state.values[:, :, :last]
+        y = F.scaled_dot_product_attention(query.to(key.dtype), key, value, is_causal=x.shape[0] > 1)
+        x = x + self.out_proj(y.permute(2, 0, 1, 3).flatten(2).to(x.dtype), first)
+        return x + self.ffn_out(gated_silu(self.ffn_in(self.norm2(x), first)), first)
+
+
+class DepthTransformer(nn.Module):
+    """hidden [..., D] -> logits of K codebooks. Ids may be -1 (embedded as zeros) up to the cards (initial tokens)."""
+
+    def __init__(
+        self,
+        *,
+        text_card: int,
+        audio_card: int,
+        num_codebooks: int,
+        source_dim: int,
+        dim: int,
+        num_heads: int,
+        num_layers: int,
+        ffn_dim: int,
+        norm: str = "rms",
+        norm_eps: float = 1e-8,
+    ):
+        super().__init__()
+        self.num_codebooks = num_codebooks
+        self.audio_rows = audio_card + 1
+        self.hidden_in = StepLinear(num_codebooks, source_dim, dim)
+        self.text_emb = nn.Parameter(torch.randn(text_card + 1, dim) * EMBEDDING_STD)
+        self.audio_emb = nn.Parameter(torch.randn((num_codebooks - 1) * self.audio_rows, dim) * EMBEDDING_STD)
+        self.layers = nn.ModuleList(
+            DepthLayer(
+                dim=dim, num_heads=num_heads, ffn_dim=ffn_dim, num_steps=num_codebooks, norm=norm, norm_eps=norm_eps
+            )
+            for _ in range(num_layers)
+        )
+        self.audio_linear = StepLinear(num_codebooks, dim, audio_card)
+
+    def init_state(self, batch_size: int, *, device=None, dtype=None) -> DepthState:
+        weight = self.hidden_in.weight
+        heads = self.layers[0].num_heads
+        shape = (batch_size, heads, self.num_codebooks, weight.shape[1] // heads)
+        options = {"device": device or weight.device, "dtype": dtype or weight.dtype}
+        return DepthState(
+            [AttentionState(torch.zeros(shape, **options), torch.zeros(shape, **options)) for _ in self.layers]
+        )
+
+    def forward(self, hidden: Tensor, text: Tensor, codes: Tensor) -> Tensor:
+        """Teacher-forced: hidden [..., D], text [...], codes [..., K] of the same frames -> logits [..., K, card]."""
+        lead = text.shape
+        hidden, text, codes = hidden.reshape(-1, hidden.shape[-1]), text.reshape(-1), codes.reshape(text.numel(), -1)
+        earlier = codes[:, :-1].t()
+        starts = torch.arange(earlier.shape[0], device=codes.device)[:, None] * self.audio_rows
+        tokens = torch.cat([_embed(text[None], self.text_emb), _embed(earlier, self.audio_emb, starts)])
+        x = self._project(hidden) + tokens
+        return self._run(x).transpose(0, 1).unflatten(0, lead)
+
+    @torch.no_grad()
+    def sample(
+        self, hidden: Tensor, text: Tensor, choose: Callable[[int, Tensor], Tensor], *, state: DepthState
+    ) -> tuple[Tensor, list[Tensor]]:
+        """hidden [B, D], text [B] -> codes [B, K] and their K logits [B, card]; `choose(k, logits)` picks ids [B]."""
+        projected = self._project(hidden)
+        token, table, start = text, self.text_emb, 0
+        chosen, logits = [], []
+        for k in range(self.num_codebooks):
+            x = projected[k : k + 1] + _embed(token[None], table, start)
+            logits.append(self._run(x, first=k, state=state)[0])
+            token, table, start = choose(k, logits[-1]), self.audio_emb, k * self.audio_rows
+            chosen.append(token)
+        return torch.stack(chosen, dim=1), logits
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        """[M, D] -> [K, M, d], all steps in one product."""
+        weight = self.hidden_in.weight
+        return F.linear(hidden, weight.flatten(0, 1)).unflatten(-1, weight.shape[:2]).transpose(0, 1)
+
+    def _run(self, x: Tensor, *, first: int = 0, state: DepthState | None = None) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            x = layer(x, first=first, state=None if state is None else state.layers[index])
+        return self.audio_linear(x, first)
+
+
+def _embed(ids: Tensor, table: Tensor, start: Tensor | int = 0) -> Tensor:
+    return F.embedding(ids.clamp(min=0) + start, table) * (ids >= 0)[..., None].to(table.dtype)

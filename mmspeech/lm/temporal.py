@@ -1,0 +1,105 @@
+"""The temporal transformer: what was said and heard so far -> a hidden vector and the next text token."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmspeech.nn.cross_attention import Fusion, sight_of
+from mmspeech.nn.layers import build_norm
+from mmspeech.nn.transformer import Transformer, TransformerState
+from mmspeech.types import VisualContext
+
+GATE_REPORT_LAYERS = 10
+EMBEDDING_STD = 0.05
+
+
+@dataclass
+class LMOut:
+    """hidden [B, T, D] (normed; the depth transformer reads it), text_logits [B, T, V], gate [B, T].
+
+    gate: mean over channels and the last ten layers of how far the model lets what it sees in; 0 without a picture.
+    """
+
+    hidden: Tensor
+    text_logits: Tensor
+    gate: Tensor
+
+
+class TokenEmbedding(nn.Module):
+    """Sum of one embedding per stream, from one table of `num_streams * card` rows.
+
+    Ids [B, R, T] -> [B, T, D]; id -1 adds zeros.
+    """
+
+    def __init__(self, *, num_streams: int, card: int, dim: int):
+        super().__init__()
+        self.card = card
+        self.weight = nn.Parameter(torch.randn(num_streams * card, dim) * EMBEDDING_STD)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        ids = ids.transpose(1, 2)
+        starts = torch.arange(0, self.weight.shape[0], self.card, device=ids.device)
+        rows = (ids.clamp(min=0) + starts).flatten(0, 1)
+        present = (ids >= 0).flatten(0, 1).to(self.weight.dtype)
+        summed = F.embedding_bag(rows, self.weight, mode="sum", per_sample_weights=present)
+        return summed.unflatten(0, ids.shape[:2])
+
+
+class TemporalTransformer(nn.Module):
+    """Streams [B, 1 + 2K, T] with delays applied -> LMOut. Ids run to text_card and audio_card (the initial tokens)."""
+
+    def __init__(
+        self,
+        *,
+        text_card: int,
+        audio_card: int,
+        num_audio_streams: int,
+        dim: int,
+        transformer: Transformer,
+        fusion: Fusion | None,
+        norm: str,
+        norm_eps: float,
+    ):
+        super().__init__()
+        self.text_emb = TokenEmbedding(num_streams=1, card=text_card + 1, dim=dim)
+        self.audio_emb = TokenEmbedding(num_streams=num_audio_streams, card=audio_card + 1, dim=dim)
+        self.transformer = transformer
+        self.fusion = fusion
+        self.out_norm = build_norm(norm, dim, eps=norm_eps)
+        self.text_linear = nn.Linear(dim, text_card, bias=False)
+
+    def forward(
+        self, codes: Tensor, *, visual: VisualContext | None = None, state: TransformerState | None = None
+    ) -> LMOut:
+        x = self.text_emb(codes[:, :1]) + self.audio_emb(codes[:, 1:])
+        gate = torch.zeros(x.shape[:2], device=x.device)
+        if visual is None:
+            x = self.transformer(x, state=state)
+        else:
+            x, gate = self._look(x, gate, visual, state)
+        hidden = self.out_norm(x)
+        return LMOut(hidden, self.text_linear(hidden), gate)
+
+    def _look(
+        self, x: Tensor, gate: Tensor, visual: VisualContext, state: TransformerState | None
+    ) -> tuple[Tensor, Tensor]:
+        if self.fusion is None:
+            raise ValueError("this model has no cross-attention (lm.fusion is null) but was given something to look at")
+        if visual.onset_frames.shape[0] != x.shape[0]:
+            raise ValueError(f"what is seen has {visual.onset_frames.shape[0]} rows, the codes have {x.shape[0]}")
+        num_layers = len(self.transformer.layers)
+        sight = None
+
+        def between(layer: int, x: Tensor, positions: Tensor) -> Tensor:
+            nonlocal gate, sight
+            if sight is None:
+                sight = sight_of(visual, positions)
+            x, openness = self.fusion(layer, x, sight)
+            if openness is not None and layer >= num_layers - GATE_REPORT_LAYERS:
+                gate = gate + openness
+            return x
+
+        x = self.transformer(x, state=state, between=between)
+        return x, gate / min(GATE_REPORT_LAYERS, num_layers)

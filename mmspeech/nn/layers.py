@@ -1,0 +1,67 @@
+"""Norms, feed-forward and layer scale."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """x * alpha / sqrt(mean(x^2) + eps) over the last axis, in float32.
+
+    `variance=True` divides by the unbiased variance of x instead (x itself is not centred): a flavour that some
+    released checkpoints were computed with.
+    """
+
+    def __init__(self, dim: int, *, eps: float = 1e-8, variance: bool = False):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+        self.variance = variance
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.variance:
+            wide = x.float()
+            y = wide * (self.alpha.float() * torch.rsqrt(wide.var(dim=-1, keepdim=True) + self.eps))
+        else:
+            y = F.rms_norm(x.float(), self.alpha.shape, self.alpha.float(), self.eps)
+        return y.to(x.dtype)
+
+
+def build_norm(kind: str, dim: int, *, eps: float) -> nn.Module:
+    """A norm over the last axis: `rms`, `rms_variance` or `layer`."""
+    match kind:
+        case "rms" | "rms_variance":
+            return RMSNorm(dim, eps=eps, variance=kind == "rms_variance")
+        case "layer":
+            return nn.LayerNorm(dim, eps=eps)
+    raise ValueError(f"norm {kind!r}: expected 'rms', 'rms_variance' or 'layer'")
+
+
+class FeedForward(nn.Module):
+    """[..., D] -> [..., D] without biases: `W_out(silu(a) * b)` with (a, b) = W_in x, or `W_out(gelu(W_in x))`."""
+
+    def __init__(self, *, dim: int, hidden: int, gated: bool):
+        super().__init__()
+        self.gated = gated
+        self.linear_in = nn.Linear(dim, 2 * hidden if gated else hidden, bias=False)
+        self.linear_out = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_out(gated_silu(self.linear_in(x)) if self.gated else F.gelu(self.linear_in(x)))
+
+
+def gated_silu(x: Tensor) -> Tensor:
+    """[..., 2D] -> [..., D]: the first half, activated, times the second."""
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+class LayerScale(nn.Module):
+    """[..., D] times one learned number per channel."""
+
+    def __init__(self, dim: int, *, init: float):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale

@@ -1,0 +1,153 @@
+"""One call, and what can be told from its frames: words with their times, and when the reply has ended."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mmspeech.audio.waveform import FRAME_RATE_HZ
+from mmspeech.config import GenerationConfig
+from mmspeech.serve.engine import CallBatch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from mmspeech.checkpoint import Bundle
+
+WORD_START = "\u2581"  # SentencePiece's mark of a new word
+_SOUND_RMS = 0.01  # -40 dB
+
+
+@dataclass
+class StepOut:
+    """One 80 ms step of a call.
+
+    pcm: [1920] float32, to be played now. text: the text piece of the model frame in it, None for silence or padding.
+    gate: 0..1, how far the eyes were open when that piece was chosen. frame: index of the model frame (-1 while the
+    delayed streams fill). start_sec: when the sound of that frame begins, on the clock of the call.
+    """
+
+    pcm: Tensor
+    text: str | None
+    gate: float
+    frame: int
+    start_sec: float
+
+
+class Session:
+    """One full-duplex call: give it 1920 samples of the caller at a time, play what it returns.
+
+    `picture` is seen from the start; `see` changes it (None: nothing to see) from the next step on.
+    """
+
+    def __init__(
+        self,
+        bundle: "Bundle",
+        sampling: GenerationConfig | None = None,
+        seed: int = 0,
+        picture: "Image | None" = None,
+    ):
+        self._calls = CallBatch(bundle, batch_size=1, sampling=sampling, seed=seed)
+        self._text = TextReader(bundle)
+        if picture is not None:
+            self.see(picture)
+
+    def see(self, picture: "Image | None") -> None:
+        """Show a picture, or nothing."""
+        self._calls.see([picture])
+
+    def step(self, pcm: Tensor) -> StepOut:
+        """Advance by one frame: pcm [1920] float at 24 kHz, what the caller said in these 80 ms."""
+        result = self._calls.step(pcm[None])
+        if result.out is None:
+            return StepOut(result.wave[0], None, 0.0, -1, result.start_sec)
+        text = self._text.piece(int(result.out.text_ids[0]))
+        return StepOut(result.wave[0], text, float(result.out.gate[0]), result.out.frame, result.start_sec)
+
+
+class TextReader:
+    """Text ids -> pieces; padding and control ids are silence (None)."""
+
+    def __init__(self, bundle: "Bundle"):
+        self._tokenizer = bundle.tokenizer
+        lm = bundle.config.lm
+        self._silent = {lm.text_pad_id, lm.text_epad_id}
+        self._size = bundle.tokenizer.vocab_size
+
+    def piece(self, text_id: int) -> str | None:
+        """The piece of an id, or None when it is not text."""
+        if text_id in self._silent or not 0 <= text_id < self._size:
+            return None
+        return self._tokenizer.piece(text_id) or None
+
+
+@dataclass
+class SpokenWord:
+    """A word of the reply; `gate` is the mean over its pieces."""
+
+    text: str
+    start_sec: float
+    gate: float
+
+
+@dataclass
+class Transcript:
+    """Pieces in, words out. A piece that starts with the word mark (or a space) begins a new word."""
+
+    words: list[SpokenWord] = field(default_factory=list)
+    _gates: list[float] = field(default_factory=list)
+
+    def add(self, piece: str, *, start_sec: float, gate: float) -> None:
+        """Take in the next piece."""
+        begins = not self.words or piece.startswith((WORD_START, " "))
+        text = piece.replace(WORD_START, " ").strip()
+        if begins and not (self.words and not self.words[-1].text):
+            self.words.append(SpokenWord(text, start_sec, gate))
+            self._gates = [gate]
+            return
+        word = self.words[-1]
+        word.text += text
+        self._gates.append(gate)
+        word.gate = sum(self._gates) / len(self._gates)
+
+    @property
+    def text(self) -> str:
+        """All words, with single spaces."""
+        return " ".join(word.text for word in self.words if word.text)
+
+
+class ReplyWatch:
+    """Tells when a reply has ended.
+
+    That is: after the end of the question the model spoke, and then was quiet for `quiet_sec` (or, if something still
+    hums, said no word for twice as long); or it said nothing for `patience_sec`; or `max_sec` have passed. Words said
+    before the question ended do not count: they were no answer to it.
+    """
+
+    def __init__(
+        self, *, question_sec: float, max_sec: float = 15.0, quiet_sec: float = 1.5, patience_sec: float = 4.0
+    ):
+        self._question_frames = round(question_sec * FRAME_RATE_HZ)
+        self._max_frames = round(max_sec * FRAME_RATE_HZ)
+        self._quiet_frames = round(quiet_sec * FRAME_RATE_HZ)
+        self._patience_frames = round(patience_sec * FRAME_RATE_HZ)
+        self._frames = 0
+        self._since_word = self._since_sound = 0
+        self._spoke = False
+
+    def add(self, pcm: Tensor, *, has_text: bool) -> bool:
+        """Take in one frame of the reply (pcm [1920]); True when the reply has ended with it."""
+        self._frames += 1
+        self._since_word = 0 if has_text else self._since_word + 1
+        loud = float(torch.sqrt(pcm.square().mean())) > _SOUND_RMS
+        self._since_sound = 0 if loud or has_text else self._since_sound + 1
+        waited = self._frames - self._question_frames
+        self._spoke = self._spoke or (has_text and waited >= 0)
+        if waited < 0:
+            return False
+        if waited >= self._max_frames:
+            return True
+        if not self._spoke:
+            return waited >= self._patience_frames
+        return self._since_sound >= self._quiet_frames or self._since_word >= 2 * self._quiet_frames

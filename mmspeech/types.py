@@ -1,0 +1,93 @@
+"""Records that cross folders. B batch, T frames (12.5 Hz), N samples, K codebooks, S visual tokens, D width."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class VisualContext:
+    """What is seen, as keys and values ready for attention.
+
+    keys, values: one pair for all layers (shared projections) or one per looking layer; each [B, S, D].
+    onset_frames: [B, S] long: the first position (frame of the call) that may look at a token.
+    A token no position may see (padding, or a row without a picture) has onset NEVER.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    onset_frames: Tensor
+
+    NEVER = torch.iinfo(torch.int64).max
+
+
+@dataclass
+class Visual:
+    """One picture of a sample: encoded image bytes (PNG, JPEG ...) and when it appears."""
+
+    image: bytes
+    start_sec: float = 0.0
+
+
+@dataclass
+class Word:
+    """A spoken word with its times in seconds; `speaker` is "main" (the model) or "user"."""
+
+    text: str
+    start_sec: float
+    end_sec: float
+    speaker: str = "main"
+
+
+@dataclass
+class Sample:
+    """One call as it lies in a shard.
+
+    codes: [2K, T] int16, the model's K rows first, then the user's; -1 where there is no audio ("speechless").
+    meta: free JSON (turns, voice, split, source).
+    """
+
+    id: str
+    codes: Tensor
+    words: list[Word]
+    visuals: list[Visual] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Batch:
+    """What the model trains on, before delays.
+
+    codes: [B, 1 + 2K, T] long, aligned in time (undelayed): text, own codebooks, user codebooks; -1 is "nothing here"
+    (embedded as zeros, never a target). text_weight [B, T] and audio_weight [B, T]: float loss weights per frame.
+    pixels: [P, 3, H, W] float or None: the batch's pictures; picture_rows [P] long says which row each belongs to
+    and onset_frames [P] long from which frame on it is seen. picture_keys name the pictures' content; features
+    [P, S, Dv] (with features_mask [P, S] bool or None), when set, stand for what the tower makes of the pixels.
+    """
+
+    codes: Tensor
+    text_weight: Tensor
+    audio_weight: Tensor
+    pixels: Tensor | None = None
+    picture_rows: Tensor | None = None
+    onset_frames: Tensor | None = None
+    ids: list[str] = field(default_factory=list)
+    picture_keys: list[str] = field(default_factory=list)
+    features: Tensor | None = None
+    features_mask: Tensor | None = None
+
+
+@dataclass
+class FrameOut:
+    """What one generated frame gives, all aligned to the same frame of the call.
+
+    frame: index of the 80 ms frame. text_ids [B] long; codes [B, K] long: the model's own audio; gate [B] float
+    in 0..1 (0 without a picture): the gate when this text token was chosen.
+    """
+
+    frame: int
+    text_ids: Tensor
+    codes: Tensor
+    gate: Tensor

@@ -1,0 +1,271 @@
+"""The codec stage: audio -> codes -> audio, with phones taught to the first codebook.
+
+`python -m train.codec --config configs/train/tiny_codec.yaml [a.b=c ...]`
+"""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from mmspeech.audio.codec import Codec, CodecTrainOut
+from mmspeech.config import CodecConfig, ConfigError, StrictModel
+
+FRAME_SAMPLES = 1920
+PHONE_SLOT_SEC = 0.02
+SILENCE = "sil"
+
+
+class CodecStageConfig(StrictModel):
+    """Settings of the codec stage. `manifests` are those of `data_prep speak`; `phones` in class order."""
+
+    codec: CodecConfig
+    manifests: list[str]
+    out: str
+    phones: list[str]
+    crop_frames: int = Field(30, gt=1)
+    batch_size: int = Field(8, gt=0)
+    max_steps: int = Field(3000, gt=0)
+    continuous_steps: int = Field(300, ge=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup_steps: int = 100
+    user_share: float = Field(0.6, ge=0, le=1)
+    commitment_weight: float = 0.25
+    phone_weight: float = 1.0
+    silence_weight: float = 0.3
+    save_every_steps: int = 500
+    log_every_steps: int = 25
+    seed: int = 0
+
+
+class CallCrops:
+    """Random crops of calls with their phone labels; the batch of a step depends on nothing but seed and step."""
+
+    def __init__(self, manifests: list[str], *, phones: list[str], crop_frames: int, user_share: float, seed: int):
+        self.entries = [path for manifest in manifests for path in _manifest_paths(Path(manifest))]
+        self.class_of = {phone: index for index, phone in enumerate(phones)}
+        self.crop_frames, self.user_share, self.seed = crop_frames, user_share, seed
+        self._labels: dict[Path, dict[str, list]] = {}
+
+    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """wave [B, 1, N] and phone classes [B, T, slots] of each crop."""
+        rng = np.random.default_rng([self.seed, step])
+        crops = [self._crop(rng) for _ in range(batch_size)]
+        return torch.stack([wave for wave, _ in crops])[:, None], torch.stack([labels for _, labels in crops])
+
+    def _crop(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        path = self.entries[rng.integers(len(self.entries))]
+        channel = int(rng.random() < self.user_share)
+        phones = self._phones(path)["user" if channel else "main"]
+        length = self.crop_frames * FRAME_SAMPLES
+        with soundfile.SoundFile(path) as file:
+            # A crop is laid around some sound, so that silence does not crowd out speech.
+            middle_sec = phones[rng.integers(len(phones))][1] if phones else rng.random() * file.frames / 24_000
+            start = int(middle_sec * 24_000 - rng.random() * length)
+            start = min(max(0, start), max(0, file.frames - length))
+            file.seek(start)
+            wave = file.read(length, dtype="float32", always_2d=True)[:, channel]
+        wave = np.pad(wave, (0, length - len(wave))) * 10 ** rng.uniform(-0.4, 0.2)
+        return torch.from_numpy(wave.astype(np.float32)), self._slots(phones, start / 24_000)
+
+    def _slots(self, phones: list, start_sec: float) -> Tensor:
+        slots = round(FRAME_SAMPLES / 24_000 / PHONE_SLOT_SEC)
+        labels = np.full(self.crop_frames * slots, self.class_of[SILENCE])
+        for phone, begin_sec, end_sec in phones:
+            first = round((begin_sec - start_sec) / PHONE_SLOT_SEC)
+            last = round((end_sec - start_sec) / PHONE_SLOT_SEC)
+            if last > 0 and first < len(labels):
+                labels[max(0, first) : last] = self.class_of[phone]
+        return torch.from_numpy(labels).view(self.crop_frames, slots)
+
+    def _phones(self, path: Path) -> dict[str, list]:
+        if path not in self._labels:
+            self._labels[path] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["phones"]
+        return self._labels[path]
+
+
+def _manifest_paths(manifest: Path) -> list[Path]:
+    if not manifest.is_file():
+        raise ConfigError(f"{manifest}: no such manifest; make one with `python -m data_prep speak`")
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    return [manifest.parent / json.loads(line)["path"] for line in lines if line.strip()]
+
+
+class SpectralLoss(torch.nn.Module):
+    """Mean absolute difference of log magnitudes at several resolutions, on a mel scale."""
+
+    def __init__(self, sample_rate_hz: int = 24_000, windows: tuple[int, ...] = (480, 1024, 2048)):
+        super().__init__()
+        from mmspeech.audio.spectral import mel_filters
+
+        self.windows = windows
+        for width in windows:
+            mels = mel_filters(
+                num_mels=max(40, min(96, width // 12)),
+                window_samples=width,
+                sample_rate_hz=sample_rate_hz,
+                max_hz=sample_rate_hz / 2,
+            )
+            self.register_buffer(f"mels_{width}", mels)
+            self.register_buffer(f"hann_{width}", torch.hann_window(width))
+
+    def forward(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Both [B, N] -> scalar."""
+        total = predicted.new_zeros(())
+        for width in self.windows:
+            total = total + F.l1_loss(self._log_mel(predicted, width), self._log_mel(target, width))
+        return total / len(self.windows)
+
+    def _log_mel(self, wave: Tensor, width: int) -> Tensor:
+        # Windows at half overlap, cut by slices: the gradient of torch.stft's strided view is several times slower.
+        halves = wave[:, : wave.shape[-1] // (width // 2) * (width // 2)].unflatten(-1, (-1, width // 2))
+        windows = torch.cat([halves[:, :-1], halves[:, 1:]], dim=-1) * getattr(self, f"hann_{width}")
+        spectrum = torch.view_as_real(torch.fft.rfft(windows))
+        return (spectrum.pow(2).sum(-1) @ getattr(self, f"mels_{width}")).clamp(min=1e-4).log()
+
+
+def codec_losses(codec: Codec, wave: Tensor, labels: Tensor, out: CodecTrainOut, spectral: SpectralLoss) -> dict:
+    """spectral, commitment and phone losses (scalars), and the share of phones read rightly outside silence."""
+    delay = codec.decoder_delay_samples
+    heard = out.wave[:, 0, delay:].float()
+    losses = {"spectral": spectral(heard, wave[:, 0, : heard.shape[-1]]), "commitment": out.commitment}
+    if out.phone_logits is not None:
+        # The head names the frame before its own.
+        logits, target = out.phone_logits[:, 1:].float(), labels[:, :-1]
+        losses["phone"] = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none")
+        losses["phone_target"] = target.flatten()
+        losses["phone_right"] = (logits.argmax(-1) == target).flatten()
+    return losses
+
+
+def total_loss(losses: dict, config: CodecStageConfig) -> tuple[Tensor, dict[str, float]]:
+    """The weighted sum, and the numbers to log."""
+    total = losses["spectral"] + config.commitment_weight * losses["commitment"]
+    log = {"spectral": losses["spectral"].item(), "commitment": losses["commitment"].item()}
+    if "phone" in losses:
+        voiced = losses["phone_target"] != config.phones.index(SILENCE)
+        weight = torch.where(voiced, 1.0, config.silence_weight)
+        phone = (losses["phone"] * weight).sum() / weight.sum()
+        total = total + config.phone_weight * phone
+        log |= {"phone": phone.item(), "phone_right": losses["phone_right"][voiced].float().mean().item()}
+    return total, log
+
+
+def learning_rate(step: int, config: CodecStageConfig) -> float:
+    """Linear warm-up, then a cosine to a hundredth."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
+    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * min(1.0, progress))))
+
+
+def save_checkpoint(path: Path, *, codec: Codec, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Atomic: the last good checkpoint stays until the new one is whole. Holds what an exact resume needs."""
+    temporary = path.with_suffix(".tmp")
+    state = {"codec": codec.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    torch.save(state | {"rng": torch.get_rng_state()}, temporary)
+    temporary.replace(path)
+
+
+def train_codec(config: CodecStageConfig) -> Path:
+    """Run or resume the stage; returns the directory with codec.safetensors, config.json and metrics.jsonl."""
+    from accelerate import Accelerator
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from mmspeech.audio.codec import build_codec
+
+    # 1. Parts
+    torch.manual_seed(config.seed)
+    accelerator = Accelerator(mixed_precision="bf16")
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    codec = build_codec(config.codec)
+    optimizer = torch.optim.AdamW(codec.parameters(), lr=config.learning_rate, betas=(0.8, 0.99), weight_decay=0.01, fused=True)
+    codec, optimizer = accelerator.prepare(codec, optimizer)
+    spectral = SpectralLoss(config.codec.sample_rate_hz).to(accelerator.device)
+    crops = CallCrops(
+        config.manifests,
+        phones=config.phones,
+        crop_frames=config.crop_frames,
+        user_share=config.user_share,
+        seed=config.seed,
+    )
+
+    # 2. Resume
+    checkpoint, start = out / "checkpoint.pt", 0
+    if checkpoint.is_file():
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        accelerator.unwrap_model(codec).load_state_dict(saved["codec"])
+        optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["rng"])
+        start = saved["step"]
+
+    # 3. Steps
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeRemainingColumn()) as progress, (out / "metrics.jsonl").open("a") as metrics:
+        task = progress.add_task("codec", total=config.max_steps, completed=start)
+        codec.train()
+        began, began_step = time.monotonic(), start
+        for step in range(start, config.max_steps):
+            wave, labels = crops.batch(step, config.batch_size)
+            wave, labels = wave.to(accelerator.device), labels.to(accelerator.device)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, config)
+            with accelerator.autocast():
+                result = codec(wave, quantize=step >= config.continuous_steps)
+            loss, log = total_loss(codec_losses(accelerator.unwrap_model(codec), wave, labels, result, spectral), config)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(codec.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            progress.advance(task)
+            if (step + 1) % config.log_every_steps == 0:
+                steps = step + 1 - began_step
+                seconds = steps * config.batch_size * config.crop_frames * 0.08
+                log |= {"step": step + 1, "audio_sec_per_sec": seconds / (time.monotonic() - began)}
+                if result.codes is not None:
+                    log["codes_used"] = [int(row.unique().numel()) for row in result.codes.transpose(0, 1)]
+                metrics.write(json.dumps(log) + "\n")
+                metrics.flush()
+                shown = f"codec spectral {log['spectral']:.3f} phones {log.get('phone_right', 0):.2f}"
+                progress.update(task, description=shown)
+            if (step + 1) % config.save_every_steps == 0 or step + 1 == config.max_steps:
+                model = accelerator.unwrap_model(codec)
+                save_checkpoint(checkpoint, codec=model, optimizer=optimizer, step=step + 1)
+
+    # 4. Result
+    export_codec(accelerator.unwrap_model(codec), config, out)
+    return out
+
+
+def export_codec(codec: Codec, config: CodecStageConfig, out: Path) -> None:
+    """codec.safetensors and config.json, without the head that only training needs."""
+    from safetensors.torch import save_file
+
+    weights = {name: tensor for name, tensor in codec.state_dict().items() if not name.startswith("phone_head.")}
+    save_file(weights, out / "codec.safetensors.tmp")
+    (out / "codec.safetensors.tmp").replace(out / "codec.safetensors")
+    plain = config.codec.model_copy(update={"num_phones": 0}) if config.codec.kind == "spectral" else config.codec
+    (out / "config.json").write_text(plain.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    import argparse
+
+    from mmspeech.config import load_config
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True)
+    parser.add_argument("overrides", nargs="*", help="a.b=value")
+    arguments = parser.parse_args()
+    train_codec(load_config(CodecStageConfig, arguments.config, arguments.overrides))
+
+
+if __name__ == "__main__":
+    main()
