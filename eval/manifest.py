@@ -12,6 +12,7 @@ from mmspeech.config import ConfigError
 class Line(BaseModel):
     """One spoken question. Keys not listed here are allowed and ignored.
 
+    `answers`: what a right reply holds; `rejected`: what it must not hold (for the answer "left": "top left").
     `reply`: what the data's own speaker would answer; it tells the recogniser which words to expect.
     `question_end_sec`: when the last question ends (the file's end if absent); `barge_start_sec`: when the user
     starts to talk over the model.
@@ -24,6 +25,7 @@ class Line(BaseModel):
     image: Path | None = None
     question: str = ""
     answers: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
+    rejected: tuple[str, ...] = ()
     reply: str | None = None
     kind: str = "all"
     voice: str = "all"

@@ -28,37 +28,25 @@ class Recogniser:
 
         texts = [normalise(sentence) for sentence in sentences]
         wanted = sorted({word for text in texts for word in text} | {w for v in vocabulary for w in normalise(v)})
-        config = Config(
-            hmm=get_model_path("en-us/en-us"),
-            dict=get_model_path("en-us/cmudict-en-us.dict"),
-            lm=None,
-            loglevel="FATAL",
-            beam=_BEAM,
-            wbeam=_WORD_BEAM,
-            lw=6.5,
-        )
-        self._decoder = Decoder(config)
-        self.unknown = [word for word in wanted if not self._pronounce(word)]
-        known = set(wanted) - set(self.unknown)
-        if not known:
+        pronunciations = _pronounce(wanted, Path(get_model_path("en-us/cmudict-en-us.dict")))
+        self.unknown = [word for word in wanted if word not in pronunciations]
+        if not pronunciations:
             raise ValueError("the recogniser was given no word it can pronounce; check the sentences it should know")
-        usable = [text for text in texts if known.issuperset(text)]
+        usable = [text for text in texts if pronunciations.keys() >= set(text)]
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "closed.arpa"
-            path.write_text(arpa(usable, known), encoding="utf-8")
-            self._decoder.add_lm_file("closed", str(path))
-        self._decoder.activate_search("closed")
-
-    def _pronounce(self, word: str) -> bool:
-        """Make sure the dictionary has `word`; one made of two words it has ("leftmost") is put together."""
-        if self._decoder.lookup_word(word):
-            return True
-        for cut in range(len(word) - 3, 2, -1):
-            parts = [self._decoder.lookup_word(part) for part in (word[:cut], word[cut:])]
-            if all(parts):
-                self._decoder.add_word(word, " ".join(parts), True)
-                return True
-        return False
+            dictionary, model = Path(folder) / "closed.dict", Path(folder) / "closed.arpa"
+            dictionary.write_text("".join(line for lines in pronunciations.values() for line in lines), "utf-8")
+            model.write_text(arpa(usable, pronunciations), "utf-8")
+            self._decoder = Decoder(
+                Config(
+                    hmm=get_model_path("en-us/en-us"),
+                    dict=str(dictionary),
+                    lm=str(model),
+                    loglevel="FATAL",
+                    beam=_BEAM,
+                    wbeam=_WORD_BEAM,
+                )
+            )
 
     def words(self, wave: np.ndarray, sample_rate_hz: int) -> list[str]:
         """The words heard in `wave` ([N] float, mono); none in silence."""
@@ -80,6 +68,25 @@ class Recogniser:
         self._decoder.end_utt()
         heard = self._decoder.hyp()
         return heard.hypstr.split() if heard else []
+
+
+def _pronounce(words: list[str], dictionary: Path) -> dict[str, list[str]]:
+    """Lines of a small dictionary for each word that has a pronunciation, alternatives included.
+
+    A word made of two that are in the dictionary ("leftmost") is put together from them.
+    """
+    entries: dict[str, list[str]] = {}
+    for line in dictionary.read_text(encoding="utf-8").splitlines():
+        name, _, phones = line.partition(" ")
+        entries.setdefault(name.partition("(")[0], []).append(phones)
+    found = {}
+    for word in words:
+        halves = ((word[:cut], word[cut:]) for cut in range(len(word) - 3, 2, -1))
+        made = (f"{entries[a][0]} {entries[b][0]}" for a, b in halves if a in entries and b in entries)
+        spoken = entries.get(word) or list(made)[:1]
+        if spoken:
+            found[word] = [f"{word}{'' if n == 1 else f'({n})'} {phones}\n" for n, phones in enumerate(spoken, start=1)]
+    return found
 
 
 def _loud_part(wave: np.ndarray, sample_rate_hz: int) -> np.ndarray:

@@ -42,11 +42,11 @@ class Reply:
 
 
 class Responder(Protocol):
-    """Answers questions; `seed` decides the sampling of this batch."""
+    """Answers questions; `seeds` (one each) decide the sampling."""
 
     sample_rate_hz: int
 
-    def answer(self, questions: Sequence[Question], *, seed: int) -> list[Reply]:
+    def answer(self, questions: Sequence[Question], *, seeds: Sequence[int]) -> list[Reply]:
         """One reply per question, in order."""
         ...
 
@@ -61,9 +61,9 @@ class ModelResponder:
         self.sampling = sampling
         self.max_sec = max_sec
 
-    def answer(self, questions: Sequence[Question], *, seed: int) -> list[Reply]:
+    def answer(self, questions: Sequence[Question], *, seeds: Sequence[int]) -> list[Reply]:
         """Run until every reply has ended (`max_sec` after its question at the latest)."""
-        calls = CallBatch(self.bundle, batch_size=len(questions), sampling=self.sampling, seed=seed)
+        calls = CallBatch(self.bundle, batch_size=len(questions), sampling=self.sampling, seed=seeds)
         calls.see([question.picture for question in questions])
         rows = [_Row(question, max_sec=self.max_sec) for question in questions]
         reader = TextReader(self.bundle)
@@ -105,4 +105,3 @@ class _Row:
 
     def reply(self) -> Reply:
         return Reply(self._transcript.words, torch.cat(self._heard).numpy(), self._gates)
-

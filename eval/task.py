@@ -41,8 +41,8 @@ class Task(Protocol):
         """Read the files of a line; a ConfigError counts the line as failed, with its message."""
         ...
 
-    def run(self, items: list[Any], *, seed: int) -> list[dict[str, Any]]:
-        """Measure a batch of loaded lines: one record each, JSON values only, with the keys kind and voice."""
+    def run(self, items: list[Any], *, seeds: list[int]) -> list[dict[str, Any]]:
+        """Measure a batch of loaded lines, each with its seed: one record each, JSON values only, with the keys kind and voice."""
         ...
 
     def summarise(self, records: list[dict[str, Any]]) -> dict[str, Any]:

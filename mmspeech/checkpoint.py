@@ -86,8 +86,8 @@ def load_speech_model(
     if config.vision is not None:
         from mmspeech.vision.encoder import build_tower
 
-        model.tower = build_tower(config.vision, checkpoint_dir=path).to(device=device, dtype=dtype)
-        model.tower.requires_grad_(False)
+        weights = path / TOWER if (path / TOWER).is_file() else None
+        model.tower = build_tower(config.vision, weights).to(device=device, dtype=dtype)
     return model.eval()
 
 
@@ -106,17 +106,31 @@ def save_model(
     `dtype` (e.g. torch.float16) sets the stored precision of model and tower, None keeps theirs.
     """
     with replacing_directory(path) as building:
-        state = model.state_dict()
-        own = {key: value for key, value in state.items() if not key.startswith(TOWER_PREFIX)}
-        write_tensors(building / MODEL, own, dtype=dtype)
-        tower = {key.removeprefix(TOWER_PREFIX): v for key, v in state.items() if key.startswith(TOWER_PREFIX)}
-        if tower:
-            write_tensors(building / TOWER, tower, dtype=dtype)
-        write_tensors(building / CODEC, codec.state_dict())
-        (building / CONFIG).write_text(config.model_dump_json(indent=1), encoding="utf-8")
-        shutil.copyfile(tokenizer_file, building / TOKENIZER)
-        (building / CARD).write_text(card or f"# {config.name}\n\nA checkpoint of mmspeech.\n", encoding="utf-8")
+        write_model(
+            building, model=model, codec=codec, tokenizer_file=tokenizer_file, config=config, card=card, dtype=dtype
+        )
     return Path(path)
+
+
+def write_model(
+    folder: Path,
+    *,
+    model: "VisionSpeechModel",
+    codec: Codec,
+    tokenizer_file: str | Path,
+    config: ModelConfig,
+    card: str = "",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """The files of `save_model`, into a folder that the caller puts in place."""
+    own = {key: value for key, value in model.state_dict().items() if not key.startswith(TOWER_PREFIX)}
+    write_tensors(folder / MODEL, own, dtype=dtype)
+    if model.tower is not None:
+        write_tensors(folder / TOWER, model.tower.weights(), dtype=dtype)
+    write_tensors(folder / CODEC, codec.state_dict())
+    (folder / CONFIG).write_text(config.model_dump_json(indent=1), encoding="utf-8")
+    shutil.copyfile(tokenizer_file, folder / TOKENIZER)
+    (folder / CARD).write_text(card or f"# {config.name}\n\nA checkpoint of mmspeech.\n", encoding="utf-8")
 
 
 def save_adapters(path: str | Path, model: "VisionSpeechModel", *, base: str) -> None:

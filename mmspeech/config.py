@@ -100,8 +100,13 @@ class LMConfig(StrictModel):
 class VisionConfig(StrictModel):
     """A frozen tower and the projector behind it.
 
-    `tower` is `timm:NAME`, `hf:ID_OR_DIR` or a directory inside the checkpoint. `tower_args` go to timm's
-    `create_model`. `mean`/`std` None: the tower's own statistics. `projector_norm` is applied after the projection.
+    `tower` is `timm:NAME`, `hf:ID_OR_DIR`, `vit` (this project's own small one) or a directory with a config.json.
+    `tower_args`: for timm, arguments of `create_model`; for hf, a transformers vision configuration with `model_type`
+    (none: the published one); for vit, its sizes. `mean`/`std` None: the tower's own statistics.
+    `feature_layer` None: tokens after the final norm; -1, -2 ...: as that block leaves them, without the norm.
+    `keep_prefix_tokens`: class and register tokens stay in front (they have no place in the picture).
+    `projector_norm` is applied after the projection;
+    `project` false leaves the projection out (the tower is as wide as what cross-attention reads).
     """
 
     tower: str
@@ -110,6 +115,9 @@ class VisionConfig(StrictModel):
     tower_args: dict[str, Any] = Field(default_factory=dict)
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    feature_layer: int | None = Field(None, lt=0)
+    keep_prefix_tokens: bool = False
+    project: bool = True
     projector_hidden: int | None = None
     projector_norm: NormKind | None = "rms"
     projector_norm_eps: float = 1e-5

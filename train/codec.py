@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -162,7 +163,7 @@ def learning_rate(step: int, config: CodecStageConfig) -> float:
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
-    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * min(1.0, progress))))
+    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
 def save_checkpoint(path: Path, *, codec: Codec, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -186,7 +187,9 @@ def train_codec(config: CodecStageConfig) -> Path:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     codec = build_codec(config.codec)
-    optimizer = torch.optim.AdamW(codec.parameters(), lr=config.learning_rate, betas=(0.8, 0.99), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        codec.parameters(), lr=config.learning_rate, betas=(0.8, 0.99), weight_decay=0.01, fused=True
+    )
     codec, optimizer = accelerator.prepare(codec, optimizer)
     spectral = SpectralLoss(config.codec.sample_rate_hz).to(accelerator.device)
     crops = CallCrops(
@@ -219,7 +222,9 @@ def train_codec(config: CodecStageConfig) -> Path:
                 group["lr"] = learning_rate(step, config)
             with accelerator.autocast():
                 result = codec(wave, quantize=step >= config.continuous_steps)
-            loss, log = total_loss(codec_losses(accelerator.unwrap_model(codec), wave, labels, result, spectral), config)
+            loss, log = total_loss(
+                codec_losses(accelerator.unwrap_model(codec), wave, labels, result, spectral), config
+            )
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(codec.parameters(), 1.0)
             optimizer.step()

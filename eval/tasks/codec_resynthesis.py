@@ -40,7 +40,7 @@ class CodecResynthesis:
             raise ConfigError(f"{line.audio}: no such file")
         return line, read_audio(line.audio)[0].numpy()
 
-    def run(self, items: list[tuple[Spoken, np.ndarray]], *, seed: int) -> list[dict[str, Any]]:
+    def run(self, items: list[tuple[Spoken, np.ndarray]], *, seeds: list[int]) -> list[dict[str, Any]]:
         return [self._record(line, wave) for line, wave in items]
 
     def _record(self, line: Spoken, wave: np.ndarray) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Spoken questions, with or without a picture: is the answer in the reply's text, and in its sound?"""
 
+import math
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,13 @@ STOP_LIMIT_SEC = 0.6
 def build(settings: Settings, bundle: "Bundle | None", responder: Responder | None) -> "SpokenVqa":
     """The task over the manifest of `settings`."""
     lines = read_lines(settings.manifest, Line, limit=settings.limit)
-    return SpokenVqa(lines=lines, settings=settings, responder=responder or ModelResponder(bundle, settings.sampling))
+    return SpokenVqa(
+        lines=lines, settings=settings, responder=responder or ModelResponder(bundle, sampling=settings.sampling)
+    )
 
 
 class SpokenVqa:
-    """Right: an accepted answer stands in the words said (after the barge-in, where there is one).
+    """Right: an accepted answer stands in the words said (after the barge-in, where there is one), and no rejected one.
 
     False start: a word before the question's end. Answer time: from there to the first word after it, as heard.
     Stopping: from the barge-in to the model's silence.
@@ -51,8 +54,9 @@ class SpokenVqa:
                 raise ConfigError(f"{path}: no such file")
         return Question(line, read_audio(line.audio)[0].numpy(), None if picture is None else load_image(picture))
 
-    def run(self, items: list[Question], *, seed: int) -> list[dict[str, Any]]:
-        return [self._record(q, reply) for q, reply in zip(items, self.responder.answer(items, seed=seed), strict=True)]
+    def run(self, items: list[Question], *, seeds: list[int]) -> list[dict[str, Any]]:
+        replies = self.responder.answer(items, seeds=seeds)
+        return [self._record(question, reply) for question, reply in zip(items, replies, strict=True)]
 
     def _record(self, question: Question, reply: Reply) -> dict[str, Any]:
         line, rate_hz = question.line, self.responder.sample_rate_hz
@@ -69,6 +73,7 @@ class SpokenVqa:
         errors, count = word_error(all_said, heard)
         starts_sec = [word.start_sec for word in reply.words]
         barge = line.barge_start_sec
+        stop_sec = None if barge is None else stop_after(reply.wave, rate_hz, barge)
         return {
             "kind": line.kind,
             "voice": line.voice,
@@ -77,23 +82,24 @@ class SpokenVqa:
             "picture": None if self._pictures[line.id] is None else self._pictures[line.id].name,
             "text": reply.text,
             "words": [{"text": w.text, "start_sec": round(w.start_sec, 3), "gate": w.gate} for w in reply.words],
-            "right": holds_answer(said, line.answers),
+            "right": is_right(said, line),
             "heard": " ".join(heard),
-            "heard_right": holds_answer(heard_since, line.answers),
+            "heard_right": is_right(heard_since, line),
             "word_errors": errors,
             "words_said": count,
             "words_unknown": sorted(set(all_said) & set(self.recogniser.unknown)),
             "false_start": None if barge is not None else any(start < end_sec for start in starts_sec),
             "answer_sec": next((start - end_sec for start in starts_sec if start >= end_sec), None),
             "barged": barge is not None,
-            "stop_sec": None if barge is None else stop_after(reply.wave, rate_hz, barge),
+            "barged_while_speaking": stop_sec is not None,
+            "stop_sec": None if stop_sec is None or math.isinf(stop_sec) else stop_sec,
         }
 
     def summarise(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         """Shares are of the records given; `stopped` is of those where the model was speaking at the barge-in."""
         right = sum(r["right"] for r in records)
         said = sum(r["words_said"] for r in records)
-        stops = [r["stop_sec"] for r in records if r["stop_sec"] is not None]
+        stops = [math.inf if r["stop_sec"] is None else r["stop_sec"] for r in records if r["barged_while_speaking"]]
         answer_sec = [r["answer_sec"] for r in records if r["answer_sec"] is not None]
         return {
             "count": len(records),
@@ -115,6 +121,11 @@ class SpokenVqa:
         }
 
 
+def is_right(words: list[str], line: Line) -> bool:
+    """Whether the words hold an accepted answer and no rejected one."""
+    return holds_answer(words, line.answers) and not holds_answer(words, line.rejected)
+
+
 def question_end_sec(question: Question) -> float:
     """From the manifest, or else where the caller's sound ends."""
     if question.line.question_end_sec is not None:
@@ -124,7 +135,7 @@ def question_end_sec(question: Question) -> float:
 
 
 def _choose_pictures(lines: list[Line], settings: Settings) -> dict[str, Any]:
-    """Which picture each line is shown; swapped: a seeded turn of all pictures, never a line's own if there is another."""
+    """Which picture each line is shown. Swapped: all pictures change places, seeded; none stays unless it is alone."""
     own = {line.id: line.image for line in lines}
     if settings.pictures == "none":
         return dict.fromkeys(own)

@@ -61,7 +61,9 @@ class Codebook(nn.Module):
     def _fill(self, x: Tensor, entries: Tensor) -> None:
         count = int(entries.sum())
         if count:
-            chosen = torch.randint(0, x.shape[0], (count,), device=x.device)
+            # Without repetition as far as possible: equal entries would be ties.
+            order = torch.randperm(x.shape[0], device=x.device)
+            chosen = order.repeat(-(-count // x.shape[0]))[:count]
             self.embedding_sum[entries] = x[chosen]
             self.cluster_usage[entries] = 1.0
 

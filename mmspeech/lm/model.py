@@ -13,7 +13,7 @@ from mmspeech.nn.cross_attention import Fusion
 from mmspeech.nn.transformer import Transformer, TransformerState
 from mmspeech.tokens.streams import StreamLayout
 from mmspeech.types import VisualContext
-from mmspeech.vision.projector import Projector
+from mmspeech.vision.projector import build_projector
 
 
 class DuplexLM(nn.Module):
@@ -72,13 +72,8 @@ class VisionSpeechModel(nn.Module):
         self.projector = None
         self.tower: nn.Module | None = None
         if config.vision is not None:
-            self.projector = Projector(
-                config.vision.tower_dim,
-                source_dim(config.lm.fusion, config.lm.temporal),
-                hidden=config.vision.projector_hidden,
-                norm=config.vision.projector_norm,
-                norm_eps=config.vision.projector_norm_eps,
-            )
+            width = source_dim(config.lm.fusion, config.lm.temporal)
+            self.projector = build_projector(config.vision, dim=width)
 
     def see(self, features: Tensor, onset_frames: Tensor, mask: Tensor | None = None) -> VisualContext:
         """Tower features [B, S, Dv] -> keys and values for the LM, seen from frame `onset_frames` [B] or [B, S] on.
@@ -94,7 +89,7 @@ class VisionSpeechModel(nn.Module):
         return VisualContext(keys, values, onset)
 
     def adapter_names(self) -> list[str]:
-        """Names of the parameters that vision adds to a speech LM: projector, cross-attention, gates and their norms."""
+        """Names of the parameters that vision adds to a speech LM: projector, cross-attention, gates, norms."""
         prefixes = ("projector.", "lm.temporal.fusion.")
         return [name for name, _ in self.named_parameters() if name.startswith(prefixes)]
 

@@ -38,11 +38,17 @@ class CallOut:
 class CallBatch:
     """B calls that began together. Step it with 1920 samples of every caller; `see` shows pictures at any time.
 
-    `sampling` None takes the checkpoint's own. The same seed and input give the same calls on the same machine.
+    `sampling` None takes the checkpoint's own. `seed` is one number or one per call; the same seed and input give the
+    same call on the same machine.
     """
 
     def __init__(
-        self, bundle: "Bundle", *, batch_size: int = 1, sampling: GenerationConfig | None = None, seed: int = 0
+        self,
+        bundle: "Bundle",
+        *,
+        batch_size: int = 1,
+        sampling: GenerationConfig | None = None,
+        seed: int | Sequence[int] = 0,
     ):
         from mmspeech.lm.generate import FrameGenerator
 
@@ -99,7 +105,7 @@ class CallBatch:
 
 
 def look(bundle: "Bundle", pictures: Sequence["Image | None"], *, onset_frame: int) -> VisualContext:
-    """Keys and values [B, S, D] of pictures; rows without one see nothing. Raises SightError for a model without eyes."""
+    """Keys and values [B, S, D] of pictures; rows without one see nothing. SightError for a model without eyes."""
     from mmspeech.vision.image import to_pixels
 
     model, vision = bundle.model, bundle.config.vision

@@ -127,7 +127,9 @@ class PlainViT(nn.Module):
         if (height, width) == (self.grid, self.grid):
             return self.pos_embed
         table = self.pos_embed.transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        return F.interpolate(table, size=(height, width), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+        return (
+            F.interpolate(table, size=(height, width), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+        )
 
 
 def _init_linear(module: nn.Module) -> None:

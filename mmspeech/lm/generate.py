@@ -1,0 +1,148 @@
+"""Frame by frame generation: the user's codes in, text and the model's own codes out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmspeech.config import GenerationConfig
+from mmspeech.lm.model import DuplexLM
+from mmspeech.types import FrameOut, VisualContext
+
+
+@dataclass
+class StepTrace:
+    """What the last step computed: hidden [B, D], text_logits [B, V], gate [B], depth_logits K x [B, card].
+
+    The text token and the codes drawn from them are returned up to the largest delay later.
+    """
+
+    hidden: Tensor
+    text_logits: Tensor
+    gate: Tensor
+    depth_logits: list[Tensor]
+
+
+class FrameGenerator:
+    """B calls in lockstep, one 80 ms frame per `step`. Each row has its own random numbers, so that a call sounds the
+    same in any company; `seed` is one number (row b gets seed + b) or one per row.
+
+    A short window of columns holds what is still to be read or returned: codes that arrive or leave with a delay.
+    As in the released generator, the user codes of a row's first step are not heard.
+    """
+
+    def __init__(
+        self,
+        lm: DuplexLM,
+        batch_size: int = 1,
+        sampling: GenerationConfig | None = None,
+        seed: int | Sequence[int] = 0,
+    ):
+        self.lm = lm
+        self.batch_size = batch_size
+        self.sampling = GenerationConfig() if sampling is None else sampling
+        self.seeds = [seed + row for row in range(batch_size)] if isinstance(seed, int) else list(seed)
+        if len(self.seeds) != batch_size:
+            raise ValueError(f"{len(self.seeds)} seeds for {batch_size} rows: give one number, or one per row")
+        layout, device = lm.layout, next(lm.parameters()).device
+        self.state = lm.init_state(batch_size)
+        self.depth_state = lm.depth.init_state(batch_size)
+        self.visual: VisualContext | None = None
+        self.trace: StepTrace | None = None
+        # Window columns: `now` is read by the next step; the ones before it wait to be returned.
+        self.now = max(layout.max_delay - 1, 0)
+        self.delays = torch.tensor(layout.delays, device=device)
+        self.initial = layout.initial_ids(device)
+        self.window = self.initial[None, :, None].repeat(batch_size, 1, self.now + 1 + max(layout.max_delay, 1))
+        self.gates = torch.zeros(batch_size, self.window.shape[2], device=device)
+        own = range(layout.num_streams)[: layout.own.stop]
+        self.own_rows = torch.tensor(own, device=device)
+        self.user_rows = torch.arange(layout.user.start, layout.user.stop, device=device)
+        self.returned = self.now + 1 - layout.max_delay + self.delays[self.own_rows]
+        self.steps = [0] * batch_size
+        text_noise = min(self.sampling.text_top_k or layout.text_card, layout.text_card)
+        audio_noise = min(self.sampling.audio_top_k or layout.audio_card, layout.audio_card)
+        self.noise = torch.ones(batch_size, text_noise + layout.num_codebooks * audio_noise, device=device)
+        self.noise_parts = [text_noise] + [audio_noise] * layout.num_codebooks
+        self.generators = [torch.Generator(device) for _ in range(batch_size)]
+        self.reset()
+
+    def see(self, visual: VisualContext | None) -> None:
+        """Look at `visual` from the next step on; None: at nothing. Its onsets count the steps of each row."""
+        self.visual = visual
+
+    def reset(self, rows: Tensor | None = None, *, seeds: Sequence[int] | None = None) -> None:
+        """Start over: all rows, or those where `rows` [B] bool is true; `seeds` (one per row of the batch) for them.
+
+        What is seen stays; give `see` something else if it should not.
+        """
+        self.seeds = self.seeds if seeds is None else list(seeds)
+        chosen = range(self.batch_size) if rows is None else rows.nonzero()[:, 0].tolist()
+        for row in chosen:
+            self.generators[row].manual_seed(self.seeds[row])
+            self.steps[row] = 0
+            self.window[row] = self.initial[:, None]
+            self.gates[row] = 0
+        self.state.reset(rows)
+
+    @torch.no_grad()
+    def step(self, user_codes: Tensor, *, text_ids: Tensor | None = None) -> FrameOut | None:
+        """Advance by one frame: user_codes [B, K] (-1: nothing) -> the next whole frame of the model.
+
+        `text_ids` [B] forces the text token of this step where it is not negative (prompts). None is returned until a
+        row has a whole frame, which takes the largest delay; rows that have none yet hold -1 in text_ids and codes.
+        """
+        layout = self.lm.layout
+        if user_codes.shape != (self.batch_size, layout.num_codebooks):
+            raise ValueError(
+                f"user codes are {list(user_codes.shape)}, expected [{self.batch_size}, {layout.num_codebooks}]"
+            )
+        self._turn_page()
+        self.window[:, self.user_rows, self.now + self.delays[self.user_rows]] = user_codes
+        column = torch.where(self.state.offset[:, None] <= self.delays, self.initial, self.window[:, :, self.now])
+        self._draw_noise()
+        out = self.lm(column[:, :, None], visual=self.visual, state=self.state)
+        text = self._choose(0, out.text_logits[:, 0])
+        if text_ids is not None:
+            text = torch.where(text_ids >= 0, text_ids, text)
+        codes, depth_logits = self.lm.depth.sample(
+            out.hidden[:, 0], text, lambda k, logits: self._choose(k + 1, logits), state=self.depth_state
+        )
+        self.trace = StepTrace(out.hidden[:, 0], out.text_logits[:, 0], out.gate[:, 0], depth_logits)
+        self.window[:, 0, self.now + 1] = text
+        self.window[:, layout.own, self.now + 1] = codes
+        self.gates[:, self.now + 1] = out.gate[:, 0]
+        self.steps = [count + 1 for count in self.steps]
+        return self._whole_frame()
+
+    def _turn_page(self) -> None:
+        self.window[:, :, :-1] = self.window[:, :, 1:].clone()
+        self.gates[:, :-1] = self.gates[:, 1:].clone()
+
+    def _whole_frame(self) -> FrameOut | None:
+        frames = [count - 1 - self.lm.layout.max_delay for count in self.steps]
+        if max(frames) < 0:
+            return None
+        ids = self.window[:, self.own_rows, self.returned]
+        if min(frames) < 0:
+            ids[[row for row, frame in enumerate(frames) if frame < 0]] = -1
+        return FrameOut(max(frames), ids[:, 0], ids[:, 1:], self.gates[:, self.returned[0]])
+
+    def _draw_noise(self) -> None:
+        if self.sampling.text_temperature > 0 or self.sampling.audio_temperature > 0:
+            for row, generator in zip(self.noise, self.generators, strict=True):
+                row.exponential_(generator=generator)
+
+    def _choose(self, part: int, logits: Tensor) -> Tensor:
+        """Sample one id per row from logits [B, V]: part 0 is text, part 1 + k codebook k."""
+        text = part == 0
+        temperature = self.sampling.text_temperature if text else self.sampling.audio_temperature
+        if temperature == 0:
+            return logits.argmax(dim=-1)
+        start = sum(self.noise_parts[:part])
+        noise = self.noise[:, start : start + self.noise_parts[part]]
+        best, ids = logits.float().topk(noise.shape[1], dim=-1)
+        # The largest of p / Exp(1) is a draw from p.
+        pick = (torch.softmax(best / temperature, dim=-1) / noise).argmax(dim=-1, keepdim=True)
+        return ids.gather(1, pick)[:, 0]

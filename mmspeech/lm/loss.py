@@ -1,0 +1,151 @@
+"""The training loss: next text token and next own codes, each a weighted mean in float32."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmspeech.lm.model import DuplexLM, VisionSpeechModel
+from mmspeech.types import Batch, VisualContext
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """text_pad: weight of PAD and EPAD targets; first_codebook: of the semantic codebook against each other one.
+
+    audio: of the audio loss in the sum. depth_frames_share: share of the frames with audio that the depth transformer
+    trains on in a step, drawn at random; frames whose audio_weight is above 1 are always taken.
+    """
+
+    text_pad: float = 0.5
+    first_codebook: float = 1.0
+    audio: float = 1.0
+    depth_frames_share: float = 1.0
+
+
+@dataclass
+class LossOut:
+    """loss = text_loss + audio weight * audio_loss, scalars. metrics: detached scalars.
+
+    Accuracies: `word_acc` over text targets that are words, `pad_acc` over PAD and EPAD, `semantic_acc` over the first
+    codebook, `acoustic_acc` over the others (NaN where there is none); `gate`: its mean over frames that see something;
+    `depth_frames`: how many frames the depth transformer saw.
+    """
+
+    loss: Tensor
+    text_loss: Tensor
+    audio_loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+def duplex_loss(
+    model: VisionSpeechModel,
+    batch: Batch,
+    *,
+    weights: LossWeights = LossWeights(),
+    generator: torch.Generator | None = None,
+) -> LossOut:
+    """Teacher-forced loss of a batch (undelayed frames); `generator` (on the CPU) draws the depth frames."""
+    visual = None if batch.pixels is None else see_batch(model, batch)
+    lm = model.lm
+    columns, held = lm.layout.delay(batch.codes)
+    out = lm(columns[..., :-1], visual=visual)
+    target, held = columns[..., 1:], held[:, 1:]
+    text_loss, metrics = _text_loss(lm, out.text_logits, target[:, 0], batch.text_weight, weights)
+    audio_loss, audio_metrics = _audio_loss(lm, out.hidden, target, held, batch.audio_weight, weights, generator)
+    metrics |= audio_metrics
+    seeing = out.gate > 0
+    metrics["gate"] = _ratio(out.gate.sum(), seeing.sum())
+    return LossOut(text_loss + weights.audio * audio_loss, text_loss, audio_loss, metrics)
+
+
+def see_batch(model: VisionSpeechModel, batch: Batch) -> VisualContext:
+    """What each row of a batch sees: its pictures side by side; rows without one see nothing."""
+    features, mask = batch.features, batch.features_mask
+    if features is None:
+        if model.tower is None:
+            raise ValueError("the batch has pictures but the model has no vision tower: load one, or drop the pictures")
+        with torch.no_grad():
+            features, mask = model.tower(batch.pixels)
+    batch_size, (pictures, tokens) = batch.codes.shape[0], features.shape[:2]
+    rows = batch.picture_rows
+    # The n-th picture of its row goes to place n.
+    same = rows[:, None] == rows
+    place = (same & torch.ones_like(same).tril(-1)).sum(dim=1)
+    count = int(place.max()) + 1 if pictures else 1
+    seen = features.new_zeros(batch_size, count, *features.shape[1:])
+    seen[rows, place] = features
+    onset = torch.full((batch_size, count, tokens), VisualContext.NEVER, device=features.device)
+    own = batch.onset_frames[:, None].expand(pictures, tokens)
+    onset[rows, place] = own if mask is None else own.masked_fill(~mask, VisualContext.NEVER)
+    return model.see(seen.flatten(1, 2), onset.flatten(1, 2))
+
+
+def _text_loss(
+    lm: DuplexLM, logits: Tensor, target: Tensor, frame_weight: Tensor, weights: LossWeights
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """logits [B, T, V], target and frame_weight [B, T]."""
+    delay = lm.layout.delays[0]
+    weight = F.pad(frame_weight, (delay, 0))[:, : target.shape[1]]
+    present = (target >= 0) & (target < lm.config.text_card)
+    pad = (target == lm.config.text_pad_id) | (target == lm.config.text_epad_id)
+    weight = weight * present * torch.where(pad, weights.text_pad, 1.0)
+    entropy = F.cross_entropy(logits.float().flatten(0, 1), (target * present).flatten(), reduction="none")
+    correct, counted = logits.argmax(dim=-1) == target, weight > 0
+    metrics = {
+        "word_acc": _ratio((correct & counted & ~pad).sum(), (counted & ~pad).sum()),
+        "pad_acc": _ratio((correct & counted & pad).sum(), (counted & pad).sum()),
+    }
+    return _weighted_mean(entropy, weight.flatten()), metrics
+
+
+def _audio_loss(
+    lm: DuplexLM,
+    hidden: Tensor,
+    target: Tensor,
+    held: Tensor,
+    frame_weight: Tensor,
+    weights: LossWeights,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """hidden [B, T, D], target [B, R, T], held [R, T], frame_weight [B, T]; runs the depth transformer."""
+    own = lm.layout.own
+    text, codes = target[:, 0], target[:, own].transpose(1, 2)
+    per_code = frame_weight[:, None].expand(-1, codes.shape[2], -1)
+    weight = lm.layout.shift(per_code, fill=0.0, rows=own)[0][..., 1:].transpose(1, 2)
+    weight = weight * (held[own].t() & (codes >= 0))
+    chosen = _choose_frames(weight.amax(dim=2), weights.depth_frames_share, generator)
+    codes, weight = codes[chosen], weight[chosen]
+    logits = lm.depth(hidden[chosen], text[chosen], codes)
+    codebook_weight = torch.ones(codes.shape[1], device=weight.device)
+    codebook_weight[0] = weights.first_codebook
+    present = weight > 0
+    entropy = F.cross_entropy(logits.float().flatten(0, 1), (codes * present).flatten(), reduction="none")
+    correct = (logits.argmax(dim=-1) == codes) & present
+    metrics = {
+        "semantic_acc": _ratio(correct[:, 0].sum(), present[:, 0].sum()),
+        "acoustic_acc": _ratio(correct[:, 1:].sum(), present[:, 1:].sum()),
+        "depth_frames": torch.tensor(float(codes.shape[0])),
+    }
+    return _weighted_mean(entropy, (weight * codebook_weight).flatten()), metrics
+
+
+def _choose_frames(weight: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+    """weight [B, T] -> bool [B, T]: the frames of weight > 1, and a random share of the others above 0."""
+    present = weight > 0
+    if share >= 1:
+        return present
+    drawn = torch.rand(weight.shape, generator=generator).to(weight.device) < share
+    return present & (drawn | (weight > 1))
+
+
+def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """sum(weight * values) / sum(weight); 0, still connected to the graph, where all weights are 0."""
+    total = weight.sum()
+    return (values * weight).sum() / torch.where(total > 0, total, 1.0)
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole, NaN for an empty whole."""
+    return part.detach().float() / whole.float()

@@ -1,0 +1,92 @@
+"""Rerun a checkpoint in Kyutai's layout against the outputs stored beside it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmspeech.checkpoint import read_tensors
+from mmspeech.config import GenerationConfig
+from mmspeech.convert import ConvertError, read_moshivis
+from mmspeech.lm.generate import FrameGenerator
+from mmspeech.lm.model import VisionSpeechModel
+from mmspeech.types import VisualContext
+
+EXPECTED = "expected.safetensors"
+TOLERANCE = 1e-3
+INPUTS = ("image_features", "user_codes")
+
+
+@dataclass(frozen=True)
+class VerifyRow:
+    """One stored tensor: the largest difference and what is allowed; tokens (limit 0) must be equal."""
+
+    name: str
+    shape: tuple[int, ...]
+    difference: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        return self.difference <= self.limit
+
+
+def verify(path: str | Path) -> list[VerifyRow]:
+    """Read `path` (config.yaml, model.safetensors, expected.safetensors), run it in float32 and compare every tensor
+    that the expected file holds. Raises ConvertError for files that cannot be read or lack the inputs.
+    """
+    path = Path(path)
+    expected = read_tensors(path / EXPECTED)
+    missing = [name for name in INPUTS if name not in expected]
+    if missing:
+        raise ConvertError(f"{path / EXPECTED}: lacks {', '.join(missing)}; expected the inputs of the run")
+    model = read_moshivis(path).model.float()
+    computed = _compute(model, expected)
+    unknown = [name for name in expected if name not in computed and name not in INPUTS]
+    if unknown:
+        raise ConvertError(f"{path / EXPECTED}: holds {', '.join(sorted(unknown))}, which this model does not compute")
+    return [_compare(name, computed[name], stored) for name, stored in sorted(expected.items()) if name not in INPUTS]
+
+
+def _compare(name: str, computed: Tensor, stored: Tensor) -> VerifyRow:
+    limit = TOLERANCE if stored.is_floating_point() else 0.0
+    difference = float("inf")
+    if computed.shape == stored.shape:
+        difference = float((computed.double() - stored.double()).abs().max())
+    return VerifyRow(name, tuple(stored.shape), difference if difference == difference else float("inf"), limit)
+
+
+@torch.no_grad()
+def _compute(model: VisionSpeechModel, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    user_codes = expected["user_codes"]
+    computed = {f"blind_{name}": value for name, value in _generate(model, user_codes, None)}
+    if model.projector is None:
+        return computed | {name.removeprefix("blind_"): value for name, value in computed.items()}
+    features = expected["image_features"].float()
+    visual = model.see(features, torch.zeros(features.shape[0], dtype=torch.long))
+    computed["xa_source"] = model.projector(features)
+    if len(visual.keys) == 1:
+        computed |= {"xa_keys": visual.keys[0], "xa_values": visual.values[0]}
+    return computed | dict(_generate(model, user_codes, visual))
+
+
+def _generate(
+    model: VisionSpeechModel, user_codes: Tensor, visual: VisualContext | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Greedy steps over user_codes [1, K, T]: every output of the golden form, by name."""
+    greedy = GenerationConfig(text_temperature=0, audio_temperature=0)
+    generator = FrameGenerator(model.lm, batch_size=1, sampling=greedy)
+    generator.see(visual)
+    tokens, traces = [], []
+    for column in user_codes.unbind(dim=2):
+        frame = generator.step(column)
+        none = torch.full((1 + model.config.lm.num_codebooks,), -1)
+        tokens.append(none if frame is None else torch.cat([frame.text_ids, frame.codes[0]]))
+        traces.append(generator.trace)
+    yield "hidden", torch.stack([trace.hidden for trace in traces], dim=1)
+    yield "text_logits", torch.stack([trace.text_logits for trace in traces], dim=1)
+    yield "depth_logits", torch.stack([torch.cat(trace.depth_logits) for trace in traces])
+    yield "gate_mean", torch.cat([trace.gate for trace in traces])
+    yield "output_tokens", torch.stack(tokens, dim=1)

@@ -1,0 +1,29 @@
+"""`python -m train --config configs/train/X.yaml [a.b=c ...]`."""
+
+import argparse
+import sys
+
+from mmspeech.config import ConfigError, load_config
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 0, or 2 after one line on what to mend."""
+    parser = argparse.ArgumentParser(prog="python -m train", description="Train one stage; running it again resumes.")
+    parser.add_argument("--config", required=True, help="a file such as configs/train/tiny_lm.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace those of the file")
+    args = parser.parse_args(argv)
+    from train.settings import TrainConfig
+
+    try:
+        config = load_config(TrainConfig, args.config, args.overrides)
+        from train.recipe import train
+
+        print(train(config))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

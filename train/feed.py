@@ -1,0 +1,246 @@
+"""From shard sets to batches: which calls, in which order, resumable to the batch.
+
+Calls are drawn in pools. A pool is a deterministic function of the seed, its number, the calls each source has given
+before and the source weights at that moment; all four are in the Position that a checkpoint keeps.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmspeech.config import ConfigError
+from mmspeech.data.collate import Augmentation, Layout, PictureFormat, Row, stack
+from mmspeech.data.shards import ShardSet
+from mmspeech.types import Batch
+from train.settings import DataConfig, SourceConfig
+
+VALID_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class Position:
+    """The next batch: number `batch` of pool `pool`. `given`: calls each source gave before that pool; `batches`: those
+    given out before it; `progress`: how far the run was when it was drawn (None: not drawn yet)."""
+
+    pool: int = 0
+    batch: int = 0
+    batches: int = 0
+    given: tuple[int, ...] = ()
+    progress: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Position":
+        return cls(**{**data, "given": tuple(data["given"])})
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One call to lay out. `seed` feeds everything random about it."""
+
+    source: int
+    index: int
+    variant: str
+    seed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The draws of one batch, and the position after it."""
+
+    draws: tuple[Draw, ...]
+    after: Position | None = None
+
+
+@dataclass
+class Fed:
+    """A batch with the position after it and one line for each call that had to be left out."""
+
+    batch: Batch
+    after: Position | None
+    problems: list[str]
+
+
+class Planner:
+    """Plans batches without end. `progress_of(batches)` says how far the run is (0..1) after that many batches."""
+
+    def __init__(
+        self,
+        sources: list[tuple[ShardSet, SourceConfig]],
+        *,
+        config: DataConfig,
+        seed: int,
+        progress_of: Callable[[int], float],
+    ):
+        self.sources, self.config, self.seed, self.progress_of = sources, config, seed, progress_of
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+
+    def plans(self, position: Position) -> Iterator[Plan]:
+        """Plans from `position` on, each with the position after it."""
+        given = position.given or (0,) * len(self.sources)
+        pool, first, batches = position.pool, position.batch, position.batches
+        progress = position.progress
+        while True:
+            if progress is None:
+                progress = self.progress_of(batches)
+            planned, given_after = self._pool(pool, given, progress)
+            for index in range(first, len(planned)):
+                last = index + 1 == len(planned)
+                after = (
+                    Position(pool + 1, 0, batches + len(planned), given_after)
+                    if last
+                    else Position(pool, index + 1, batches, given, progress)
+                )
+                yield Plan(tuple(planned[index]), after)
+            pool, first, batches, given, progress = pool + 1, 0, batches + len(planned), given_after, None
+
+    def _pool(self, number: int, given: tuple[int, ...], progress: float) -> tuple[list[list[Draw]], tuple[int, ...]]:
+        rng = np.random.default_rng([self.seed, number])
+        weights = np.array([weight_at(source, progress) for _, source in self.sources])
+        if weights.sum() <= 0:
+            raise ConfigError("data.sources: all weights are 0 at this point of the run; expected one above 0")
+        counts, drawn, frames = list(given), [], 0
+        while frames < self.config.pool_batches * self.config.batch_frames:
+            which = int(rng.choice(len(weights), p=weights / weights.sum()))
+            index = self._next_index(which, counts[which])
+            counts[which] += 1
+            length = min(int(self.sources[which][0].num_frames[index]), self.config.max_frames)
+            variant = _choose_variant(self.sources[which][1], rng)
+            drawn.append((length, Draw(which, index, variant, (self.seed, number, len(drawn)))))
+            frames += length
+        batches = pack_by_length(drawn, self.config.batch_frames)
+        return [batches[i] for i in rng.permutation(len(batches))], tuple(counts)
+
+    def _next_index(self, which: int, count: int) -> int:
+        """Call number `count` of a source: every call once per epoch, in an order of that epoch's own."""
+        size = len(self.sources[which][0])
+        epoch, place = divmod(count, size)
+        if self._orders.get(which, (-1,))[0] != epoch:
+            self._orders[which] = epoch, np.random.default_rng([self.seed, which, epoch]).permutation(size)
+        return int(self._orders[which][1][place])
+
+
+class CallBatches(torch.utils.data.Dataset):
+    """Plan -> Fed. Runs in workers: reads calls, lays them out, decodes pictures. Calls that fail are left out."""
+
+    def __init__(self, sources: list[tuple[ShardSet, SourceConfig]], *, layout: Layout, pictures: PictureFormat | None):
+        self.sources, self.layout, self.pictures = sources, layout, pictures
+
+    def __getitem__(self, plan: Plan) -> Fed:
+        rows = [self._row(draw) for draw in plan.draws]
+        try:
+            return Fed(stack(rows, pictures=self.pictures), plan.after, [])
+        except ConfigError:
+            good, problems = self._sift(rows)
+            if not good:
+                raise
+            return Fed(stack(good, pictures=self.pictures), plan.after, problems)
+
+    def _row(self, draw: Draw) -> Row:
+        shards, source = self.sources[draw.source]
+        rng = np.random.default_rng([*draw.seed, 1])
+        keep = source.visuals == "keep" and self.pictures is not None
+        return self.layout(shards[draw.index], variant=draw.variant, keep_visuals=keep, rng=rng)
+
+    def _sift(self, rows: list[Row]) -> tuple[list[Row], list[str]]:
+        good, problems = [], []
+        for row in rows:
+            try:
+                stack([row], pictures=self.pictures)
+                good.append(row)
+            except ConfigError as error:
+                problems.append(f"call {row.id} left out: {error}")
+        return good, problems
+
+
+def open_sources(sources: dict[str, SourceConfig], *, at: Callable[[str], Path], codec_hash: str) -> list:
+    """[(ShardSet, SourceConfig)]; raises ConfigError naming every set that cannot be used."""
+    opened, problems = [], []
+    for name, source in sources.items():
+        try:
+            opened.append((ShardSet(at(source.path), codec_hash=codec_hash), source))
+        except ConfigError as error:
+            problems.append(f"data source {name!r}: {error}")
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return opened
+
+
+def build_layout(config: DataConfig, *, tokenizer, stamp, training: bool) -> Layout:
+    """The layout of training calls, or of validation calls (undisturbed). `stamp`: CodecStamp of the shards."""
+    augmentation = Augmentation(config.drop_acoustic, config.replace_codes) if training else Augmentation()
+    return Layout(
+        tokenizer=tokenizer,
+        silence_codes=stamp.silence_codes,
+        codebook_size=stamp.codebook_size,
+        max_frames=config.max_frames,
+        silent_share=config.silent_share,
+        transcribe_delay_frames=config.transcribe_delay_frames,
+        augmentation=augmentation,
+    )
+
+
+def training_loader(dataset: CallBatches, plans: Iterator[Plan], *, workers: int) -> Iterator[Fed]:
+    """Batches in the order of `plans`, loaded ahead by `workers` processes."""
+    options = {"multiprocessing_context": "fork", "prefetch_factor": 4} if workers else {}
+    loader = torch.utils.data.DataLoader(
+        dataset, sampler=_Once(plans), batch_size=None, num_workers=workers, collate_fn=_as_is, **options
+    )
+    return iter(loader)
+
+
+def validation_plans(shards: ShardSet, source: SourceConfig, *, config: DataConfig, batches: int) -> list[Plan]:
+    """The same batches at every evaluation: the first calls of the set, as many as fill `batches`."""
+    rng = np.random.default_rng(VALID_SEED)
+    drawn, frames = [], 0
+    for index, num_frames in enumerate(shards.num_frames):
+        if frames >= batches * config.batch_frames:
+            break
+        length = min(int(num_frames), config.max_frames)
+        drawn.append((length, Draw(0, index, _choose_variant(source, rng), (VALID_SEED, index))))
+        frames += length
+    return [Plan(tuple(draws)) for draws in pack_by_length(drawn, config.batch_frames)]
+
+
+def weight_at(source: SourceConfig, progress: float) -> float:
+    """The weight of a source when `progress` 0..1 of the run is done."""
+    end = source.weight if source.end_weight is None else source.end_weight
+    return source.weight + (end - source.weight) * min(1.0, progress)
+
+
+def pack_by_length(drawn: list[tuple[int, Draw]], batch_frames: int) -> list[list[Draw]]:
+    """Calls of like length together; a batch, padded to its longest call, has at most `batch_frames` frames."""
+    batches: list[list[Draw]] = []
+    current: list[Draw] = []
+    for length, draw in sorted(drawn, key=lambda pair: pair[0]):
+        if current and (len(current) + 1) * length > batch_frames:
+            batches.append(current)
+            current = []
+        current.append(draw)
+    return [*batches, current] if current else batches
+
+
+class _Once(torch.utils.data.Sampler):
+    """Hands the loader an iterator as it is."""
+
+    def __init__(self, plans: Iterator[Plan]):
+        self.plans = plans
+
+    def __iter__(self) -> Iterator[Plan]:
+        return self.plans
+
+
+def _as_is(item: Any) -> Any:
+    return item
+
+
+def _choose_variant(source: SourceConfig, rng: np.random.Generator) -> str:
+    shares = source.variants.model_dump()
+    total = sum(shares.values())
+    return str(rng.choice(list(shares), p=[share / total for share in shares.values()]))

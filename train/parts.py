@@ -1,0 +1,121 @@
+"""Puts together what a run trains: from a checkpoint, or fresh from a model configuration."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mmspeech.audio.codec import Codec
+from mmspeech.checkpoint import TOKENIZER, load_codec, load_model, read_codec_config
+from mmspeech.config import ConfigError, ModelConfig, load_config
+from mmspeech.lm.loss import LossOut, LossWeights, duplex_loss
+from mmspeech.lm.model import VisionSpeechModel
+from mmspeech.tokens.text import TextTokenizer
+from mmspeech.types import Batch
+from train.settings import LossConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from mmspeech.vision.encoder import VisionTower
+
+
+@dataclass
+class Origin:
+    """What a run begins with. `tokenizer_file` is copied into every checkpoint."""
+
+    model: VisionSpeechModel
+    codec: Codec
+    tokenizer: TextTokenizer
+    tokenizer_file: Path
+    config: ModelConfig
+
+
+class Objective(nn.Module):
+    """Model and loss in one forward, as wrappers for several processes need it."""
+
+    def __init__(self, model: VisionSpeechModel, weights: LossConfig):
+        super().__init__()
+        self.model = model
+        self.weights = LossWeights(**weights.model_dump())
+
+    def forward(self, batch: Batch) -> LossOut:
+        return duplex_loss(self.model, batch, weights=self.weights)
+
+
+class FeatureCache:
+    """Remembers what the frozen tower makes of a picture, by the picture's content; at most `size` pictures."""
+
+    def __init__(self, tower: "VisionTower", *, size: int):
+        self.tower, self.size = tower, size
+        self._known: dict[str, tuple[Tensor, Tensor | None]] = {}
+
+    @torch.no_grad()
+    def fill(self, batch: Batch) -> None:
+        """Set `batch.features` [P, S, Dv] (and features_mask) from memory, or from the tower.
+
+        One picture at a time, so that features do not depend on the company a picture happened to have.
+        """
+        if batch.pixels is None or not self.size:
+            return
+        found = [self._features(key, batch.pixels[i : i + 1]) for i, key in enumerate(batch.picture_keys)]
+        batch.features = torch.cat([features for features, _ in found])
+        masks = [mask for _, mask in found]
+        batch.features_mask = None if masks[0] is None else torch.cat(masks)
+
+    def _features(self, key: str, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        if key not in self._known:
+            found = self.tower(pixels)
+            if len(self._known) >= self.size:
+                return found
+            self._known[key] = found
+        return self._known[key]
+
+
+def build_origin(config: TrainConfig) -> Origin:
+    """The model, codec and tokenizer that `config.init` names; fresh weights are seeded by `config.seed`."""
+    torch.manual_seed(config.seed)
+    init = config.init
+    if init.checkpoint is not None:
+        bundle = load_model(config.at(init.checkpoint))
+        origin = Origin(bundle.model, bundle.codec, bundle.tokenizer, bundle.path / TOKENIZER, bundle.config)
+    else:
+        model_config = load_config(ModelConfig, init.model)
+        codec_dir, tokenizer_file = config.at(init.codec), config.at(init.tokenizer)
+        model_config = model_config.model_copy(update={"codec": read_codec_config(codec_dir)})
+        tokenizer = TextTokenizer(tokenizer_file)
+        model = VisionSpeechModel(model_config)
+        origin = Origin(model, load_codec(codec_dir), tokenizer, tokenizer_file, model_config)
+    _check_streams(origin)
+    if init.tower is not None:
+        _give_tower(origin, config.at(init.tower))
+    return origin
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`, in place."""
+    for name, value in vars(batch).items():
+        if isinstance(value, Tensor):
+            setattr(batch, name, value.to(device, non_blocking=True))
+    return batch
+
+
+def _check_streams(origin: Origin) -> None:
+    lm, codec = origin.config.lm, origin.codec
+    problems = []
+    if lm.num_codebooks != codec.num_codebooks:
+        problems.append(f"lm.num_codebooks is {lm.num_codebooks}, the codec has {codec.num_codebooks}")
+    if lm.audio_card != codec.codebook_size:
+        problems.append(f"lm.audio_card is {lm.audio_card}, the codec's codebooks have {codec.codebook_size}")
+    if lm.text_card != origin.tokenizer.vocab_size:
+        problems.append(f"lm.text_card is {lm.text_card}, the tokenizer has {origin.tokenizer.vocab_size} pieces")
+    if problems:
+        raise ConfigError("model, codec and tokenizer do not fit: " + "; ".join(problems))
+
+
+def _give_tower(origin: Origin, weights: Path) -> None:
+    if origin.config.vision is None:
+        raise ConfigError(f"init.tower is {weights}, but the model's configuration has no vision")
+    from mmspeech.vision.encoder import build_tower
+
+    origin.model.tower = build_tower(origin.config.vision, weights)

@@ -1,0 +1,144 @@
+"""What a training configuration may say. One recipe; what differs between stages is here."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mmspeech.config import StrictModel
+
+
+class VariantShares(StrictModel):
+    """In which proportion the calls of a source are laid out as each variant (see mmspeech.data.collate)."""
+
+    dialogue: float = Field(1.0, ge=0)
+    speechless: float = Field(0.0, ge=0)
+    transcribe: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _some(self):
+        if self.dialogue + self.speechless + self.transcribe <= 0:
+            raise ValueError("at least one variant needs a share above 0")
+        return self
+
+
+class SourceConfig(StrictModel):
+    """One shard set. Calls are drawn in proportion to `weight`, moving in a line to `end_weight` (None: constant).
+
+    `visuals: drop` trains on the calls as if no picture were there.
+    """
+
+    path: str
+    weight: float = Field(1.0, ge=0)
+    end_weight: float | None = Field(None, ge=0)
+    visuals: Literal["keep", "drop"] = "keep"
+    variants: VariantShares = VariantShares()
+
+
+class DataConfig(StrictModel):
+    """Sources by name (all of one codec), and how calls become batches (see mmspeech.data.collate.Layout).
+
+    `batch_frames` bounds the frames of a batch, padding included; `pool_batches` batches are drawn at once and sorted
+    by length. `workers` 0 loads in the training process.
+    """
+
+    sources: dict[str, SourceConfig] = Field(min_length=1)
+    valid: dict[str, SourceConfig] = Field(default_factory=dict)
+    batch_frames: int = Field(4000, gt=0)
+    max_frames: int = Field(400, gt=0)
+    pool_batches: int = Field(32, gt=0)
+    silent_share: float = Field(0.05, ge=0, le=1)
+    transcribe_delay_frames: int = Field(3, ge=0)
+    drop_acoustic: float = Field(0.0, ge=0, le=1)
+    replace_codes: float = Field(0.0, ge=0, le=0.5)
+    workers: int = Field(0, ge=0)
+    cached_pictures: int = Field(20_000, ge=0)
+
+
+class InitConfig(StrictModel):
+    """Where a run begins: a `checkpoint` (or run) directory, or fresh weights of the `model` configuration file.
+
+    `codec` (directory) and `tokenizer` (file) are needed with `model` and come from a `checkpoint` otherwise. `tower`
+    (a directory with tower.safetensors) gives the tower's weights; None: the checkpoint's, or the published ones.
+    """
+
+    checkpoint: str | None = None
+    model: str | None = None
+    codec: str | None = None
+    tokenizer: str | None = None
+    tower: str | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self):
+        if (self.checkpoint is None) == (self.model is None):
+            raise ValueError("give either checkpoint or model")
+        if (self.model is None) != (self.codec is None) or (self.model is None) != (self.tokenizer is None):
+            raise ValueError("codec and tokenizer go with model; a checkpoint brings its own")
+        return self
+
+
+class OptimConfig(StrictModel):
+    """AdamW, gradient clipping and the schedule.
+
+    `cosine` falls from `learning_rate` to `final_ratio` of it; `wsd` stays and falls in a line over the last
+    `decay_share`. Both begin with `warmup_steps`.
+    """
+
+    learning_rate: float = Field(1e-3, gt=0)
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    warmup_steps: int = Field(100, ge=0)
+    decay_share: float = Field(0.2, gt=0, le=1)
+    final_ratio: float = Field(0.05, ge=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class LossConfig(StrictModel):
+    """See mmspeech.lm.loss.LossWeights."""
+
+    text_pad: float = Field(0.5, ge=0)
+    first_codebook: float = Field(10.0, ge=0)
+    audio: float = Field(1.0, ge=0)
+
+
+class TrainConfig(StrictModel):
+    """One stage. Paths are relative to `root` unless absolute (`init.model` to the working directory).
+
+    `trainable`: names of parameters that learn: `all`, `speech` (the LM without its adapters), `adapters`, or patterns
+    such as `lm.depth.*`; `!pattern` takes away. The run ends at `max_steps` or after `max_minutes` of work (counted
+    over resumes), whichever is first; the schedule follows the nearer end. `resume`: `auto` continues the run's newest
+    checkpoint, `never` refuses a run directory that has one.
+    """
+
+    root: str = "data"
+    run: str
+    init: InitConfig
+    trainable: list[str] = Field(min_length=1)
+    data: DataConfig
+    optim: OptimConfig = OptimConfig()
+    loss: LossConfig = LossConfig()
+    max_steps: int = Field(gt=0)
+    max_minutes: float | None = Field(None, gt=0)
+    accumulate: int = Field(1, gt=0)
+    precision: Literal["no", "bf16"] = "bf16"
+    device: Literal["auto", "cpu"] = "auto"
+    log_every_steps: int = Field(10, gt=0)
+    eval_every_steps: int = Field(250, gt=0)
+    eval_batches: int = Field(8, gt=0)
+    sample_every_steps: int | None = Field(None, gt=0)
+    sample_calls: int = Field(2, gt=0)
+    save_every_steps: int = Field(250, gt=0)
+    keep_last: int = Field(2, gt=0)
+    max_bad_steps: int = Field(20, gt=0)
+    resume: Literal["auto", "never"] = "auto"
+    seed: int = 0
+
+    def at(self, path: str) -> Path:
+        """`path` below `root`, unless absolute."""
+        return Path(self.root) / path
+
+    @property
+    def run_dir(self) -> Path:
+        return self.at(self.run)
