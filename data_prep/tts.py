@@ -1,6 +1,7 @@
 """Speech with word and phone times from the synthesisers of this machine, and the pools of voices."""
 
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Literal
 
 import numpy as np
@@ -92,9 +93,9 @@ def _letters(text: str) -> str:
 
 
 def _match_words(text: str, heard: list[Timed]) -> list[Timed]:
-    """Give the words of `text` the times of the synthesiser's words, which may be split or joined ones.
+    """Give the words of `text` the times of the synthesiser's words, which may be split, joined or left out ("in the").
 
-    Both spell the same letters, so a span of letters is matched, and shared by letters where words were joined.
+    Letters are matched with letters; one that has no match stands where the letter before it ended.
     """
     spelled, times = "", []  # times of each letter
     for word, start, end in heard:
@@ -102,13 +103,20 @@ def _match_words(text: str, heard: list[Timed]) -> list[Timed]:
         step = (end - start) / max(len(letters), 1)
         times += [(start + k * step, start + (k + 1) * step) for k in range(len(letters))]
         spelled += letters
-    if spelled != _letters(text):
+    wanted = _letters(text)
+    matches = SequenceMatcher(None, wanted, spelled, autojunk=False).get_matching_blocks()
+    place = {match.a + k: times[match.b + k] for match in matches for k in range(match.size)}
+    if 2 * len(place) < len(wanted):
         raise ValueError(f"the synthesiser spoke {spelled!r} for {text!r}; use plain lower-case words")
+    letters, last_sec = [], times[0][0]
+    for k in range(len(wanted)):
+        letters.append(place.get(k, (last_sec, last_sec)))
+        last_sec = letters[-1][1]
     words, at = [], 0
     for word in text.split():
         count = len(_letters(word))
         if count:
-            words.append((word.strip(".,?!:;").lower(), times[at][0], times[at + count - 1][1]))
+            words.append((word.strip(".,?!:;").lower(), letters[at][0], letters[at + count - 1][1]))
         at += count
     return words
 

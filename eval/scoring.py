@@ -26,11 +26,6 @@ def holds_answer(words: Sequence[str], answers: Sequence[str]) -> bool:
     return False
 
 
-def join_pieces(pieces: Sequence[str]) -> str:
-    """The text of pieces in which a leading "\u2581" or space marks the start of a word."""
-    return " ".join("".join(pieces).replace("\u2581", " ").split())
-
-
 def is_active(wave: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     """[N] samples -> [N / 20 ms] bool: where there is sound."""
     size = int(_ACTIVITY_SEC * sample_rate_hz)
@@ -62,8 +57,8 @@ def mean(values: Sequence[float]) -> float | None:
 
 
 def percentile(values: Sequence[float], q: float) -> float | None:
-    """The q-th percentile, or None of nothing."""
-    return float(np.percentile(values, q)) if len(values) else None
+    """The q-th percentile (one of the values), or None of nothing."""
+    return float(np.percentile(values, q, method="inverted_cdf")) if len(values) else None
 
 
 def wilson(successes: int, total: int) -> tuple[float, float] | None:

@@ -42,7 +42,7 @@ class Task(Protocol):
         ...
 
     def run(self, items: list[Any], *, seeds: list[int]) -> list[dict[str, Any]]:
-        """Measure a batch of loaded lines, each with its seed: one record each, JSON values only, with the keys kind and voice."""
+        """Measure a batch, a seed for each: one record each, JSON values only, with the keys kind and voice."""
         ...
 
     def summarise(self, records: list[dict[str, Any]]) -> dict[str, Any]:

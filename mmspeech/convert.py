@@ -4,20 +4,27 @@ Both layouts hold the same numbers in the same order; they differ in names and i
 key table is a list of groups: the tensors of a group, laid end to end, are equal on both sides.
 """
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
+from safetensors import safe_open
 from torch import Tensor
 
+from mmspeech import checkpoint
 from mmspeech.checkpoint import PICKLES, build_empty, check_keys, load_weights, read_tensors, write_tensors
-from mmspeech.config import ModelConfig, read_mapping
+from mmspeech.config import ModelConfig, parse_config, read_mapping
+from mmspeech.convert_codec import load_mimi, save_mimi
 from mmspeech.convert_config import ConvertError, config_from_kyutai, config_to_kyutai
 from mmspeech.lm.model import VisionSpeechModel, looking_layers, source_dim
+from mmspeech.vision.weights import portable
 
 CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
+MIMI, TOKENIZER = "tokenizer-e351c8d8-checkpoint125.safetensors", "tokenizer_spm_32k_3.model"
+COPIES_MARK = "kyutai_copies"
 TOWER_PREFIX = "image_prefix.enc."
 LAYER = "llm.transformer.layers"
 
@@ -35,11 +42,74 @@ class Group:
 
 @dataclass
 class Converted:
-    """A checkpoint read from their layout. tower: weights of the vision tower, empty where the file has none."""
+    """A checkpoint read from their layout.
+
+    tower: weights of the vision tower, empty where the file has none. copies: the file holds shared tensors once per
+    layer, not once in all.
+    """
 
     model: VisionSpeechModel
     config: ModelConfig
     tower: dict[str, Tensor]
+    copies: bool
+
+
+def convert_directory(src: str | Path, dst: str | Path) -> list[str]:
+    """Translate a checkpoint directory into the other layout; returns notes on parts that were not there.
+
+    The result appears whole or not at all. Raises ConvertError or CheckpointError, one line each.
+    """
+    src = Path(src)
+    if (src / CONFIG).is_file():
+        return _to_ours(src, dst)
+    if (src / checkpoint.CONFIG).is_file():
+        return _to_kyutai(src, dst)
+    raise ConvertError(f"{src}: neither {CONFIG} (Kyutai's layout) nor {checkpoint.CONFIG} (ours) there")
+
+
+def _to_ours(src: Path, dst: str | Path) -> list[str]:
+    converted, settings = read_moshivis(src), read_mapping(src / CONFIG)
+    mimi, tokenizer = src / settings.get("mimi_codec", MIMI), src / settings.get("text_tokenizer", TOKENIZER)
+    notes = [] if converted.tower or converted.config.vision is None else ["no vision tower in the file"]
+    with checkpoint.replacing_directory(dst) as folder:
+        # Remembered so that the way back gives the same file.
+        copies = {COPIES_MARK: "true"} if converted.copies else {}
+        write_tensors(folder / checkpoint.MODEL, converted.model.state_dict(), metadata=copies)
+        (folder / checkpoint.CONFIG).write_text(converted.config.model_dump_json(indent=1), encoding="utf-8")
+        if converted.tower:
+            write_tensors(folder / checkpoint.TOWER, portable(converted.tower))
+        if mimi.is_file():
+            write_tensors(folder / checkpoint.CODEC, load_mimi(mimi, converted.config.codec).state_dict())
+        else:
+            notes.append(f"no codec: {mimi.name} is not beside it")
+        if tokenizer.is_file():
+            shutil.copyfile(tokenizer, folder / checkpoint.TOKENIZER)
+        else:
+            notes.append(f"no tokenizer: {tokenizer.name} is not beside it")
+    return notes
+
+
+def _to_kyutai(src: Path, dst: str | Path) -> list[str]:
+    config = parse_config(ModelConfig, read_mapping(src / checkpoint.CONFIG), source=str(src / checkpoint.CONFIG))
+    model = build_empty(lambda: VisionSpeechModel(config))
+    load_weights(model, read_tensors(src / checkpoint.MODEL), source=src / checkpoint.MODEL)
+    parts = {name: (src / name).is_file() for name in (checkpoint.TOWER, checkpoint.CODEC, checkpoint.TOKENIZER)}
+    parts[checkpoint.CODEC] &= config.codec.kind == "mimi"
+    tower = {}
+    if parts[checkpoint.TOWER]:
+        tower = {f"{TOWER_PREFIX}model.{k}": v for k, v in read_tensors(src / checkpoint.TOWER).items()}
+    with checkpoint.replacing_directory(dst) as folder:
+        write_moshivis(folder, model, tower=tower, copies=_has_copies_mark(src / checkpoint.MODEL))
+        if parts[checkpoint.CODEC]:
+            save_mimi(folder / MIMI, checkpoint.load_codec(src), config.codec, layout="kyutai")
+        if parts[checkpoint.TOKENIZER]:
+            shutil.copyfile(src / checkpoint.TOKENIZER, folder / TOKENIZER)
+    return [f"no {name}, or of a kind that their layout cannot hold" for name, there in parts.items() if not there]
+
+
+def _has_copies_mark(file: Path) -> bool:
+    with safe_open(str(file), framework="pt") as opened:
+        return COPIES_MARK in (opened.metadata() or {})
 
 
 def read_moshivis(path: str | Path) -> Converted:
@@ -59,14 +129,20 @@ def read_moshivis(path: str | Path) -> Converted:
     tower = {key: tensors.pop(key) for key in list(tensors) if key.startswith(TOWER_PREFIX)}
     model = build_empty(lambda: VisionSpeechModel(config))
     load_weights(model, import_moshivis(tensors, config, source=file), source=file)
-    return Converted(model.eval(), config, tower)
+    copies = any(other in tensors for group in key_table(config) for copy in group.copies for other in copy.values())
+    return Converted(model.eval(), config, tower, copies)
 
 
-def write_moshivis(path: str | Path, model: VisionSpeechModel, *, tower: dict[str, Tensor] | None = None) -> None:
-    """Write config.yaml and model.safetensors in their layout, shared tensors once. Raises ConvertError."""
+def write_moshivis(
+    path: str | Path, model: VisionSpeechModel, *, tower: dict[str, Tensor] | None = None, copies: bool = False
+) -> None:
+    """Write config.yaml and model.safetensors in their layout; `copies`: shared tensors once per layer.
+
+    Raises ConvertError for what their layout cannot hold.
+    """
     path = Path(path)
     theirs = config_to_kyutai(model.config)
-    tensors = export_moshivis(model.state_dict(), model.config) | dict(tower or {})
+    tensors = export_moshivis(model.state_dict(), model.config, copies=copies) | dict(tower or {})
     path.mkdir(parents=True, exist_ok=True)
     write_tensors(path / WEIGHTS, tensors)
     (path / CONFIG).write_text(yaml.safe_dump(theirs), encoding="utf-8")
@@ -85,11 +161,13 @@ def import_moshivis(tensors: dict[str, Tensor], config: ModelConfig, *, source: 
     return ours
 
 
-def export_moshivis(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Our state dict -> their tensors (without the tower)."""
+def export_moshivis(state: dict[str, Tensor], config: ModelConfig, *, copies: bool = False) -> dict[str, Tensor]:
+    """Our state dict -> their tensors (without the tower); `copies`: shared tensors once per layer."""
     theirs: dict[str, Tensor] = {}
     for group in key_table(config):
         theirs |= _repack([state[name] for name in group.ours], group.theirs)
+        for copy in group.copies if copies else ():
+            theirs |= {other: theirs[name] for name, other in copy.items()}
     return theirs
 
 

@@ -22,3 +22,69 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+SMALL_MODEL = {
+    "name": "small-random",
+    "lm": {
+        "text_card": 64,
+        "audio_card": 32,
+        "num_codebooks": 3,
+        "delays": [0, 0, 1, 1, 0, 1, 1],
+        "temporal": {"dim": 32, "num_heads": 2, "num_layers": 2, "ffn_dim": 64, "context": 50},
+        "depth": {"dim": 16, "num_heads": 2, "num_layers": 1, "ffn_dim": 32, "context": 3, "max_period": None},
+        "fusion": {"shared": False, "gate": "sigmoid", "gate_hidden": 8},
+    },
+    "codec": {
+        "kind": "spectral",
+        "num_codebooks": 3,
+        "codebook_size": 32,
+        "codebook_dim": 8,
+        "num_mels": 32,
+        "dim": 32,
+        "hidden": 24,
+        "low_blocks": 1,
+        "high_blocks": 1,
+    },
+    "vision": {
+        "tower": "vit",
+        "image_size_px": 32,
+        "tower_dim": 16,
+        "tower_args": {"num_layers": 1, "num_heads": 2, "ffn_dim": 32, "stem_strides": [4, 2], "stem_dims": [8]},
+    },
+}
+SENTENCES = ("the circle is red", "there are two blue squares", "i cannot see a picture", "hello", "it is at the top")
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint directory of random weights: every part is there, all of it small."""
+    from mmspeech.audio.codec import build_codec
+    from mmspeech.checkpoint import save_model
+    from mmspeech.config import ModelConfig
+    from mmspeech.lm.model import VisionSpeechModel
+    from mmspeech.tokens.text import train_tokenizer
+    from mmspeech.vision.encoder import build_tower
+
+    folder = tmp_path_factory.mktemp("small")
+    config = ModelConfig.model_validate(SMALL_MODEL)
+    torch.manual_seed(0)
+    model = VisionSpeechModel(config)
+    model.tower = build_tower(config.vision)
+    tokenizer_file = folder / "tokenizer.model"
+    train_tokenizer(SENTENCES * 20, 60, tokenizer_file)
+    return save_model(
+        folder / "model",
+        model=model,
+        codec=build_codec(config.codec),
+        tokenizer_file=tokenizer_file,
+        config=config,
+    )
+
+
+@pytest.fixture(scope="session")
+def small_bundle(small_checkpoint: Path):
+    """The same, loaded."""
+    from mmspeech.checkpoint import load_model
+
+    return load_model(small_checkpoint)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmspeech.audio.codec import Codec
-from mmspeech.checkpoint import TOKENIZER, load_codec, load_model, read_codec_config
+from mmspeech.checkpoint import TOKENIZER, check_keys, load_codec, load_model, read_codec_config
 from mmspeech.config import ConfigError, ModelConfig, load_config
 from mmspeech.lm.loss import LossOut, LossWeights, duplex_loss
 from mmspeech.lm.model import VisionSpeechModel
@@ -76,16 +76,13 @@ def build_origin(config: TrainConfig) -> Origin:
     """The model, codec and tokenizer that `config.init` names; fresh weights are seeded by `config.seed`."""
     torch.manual_seed(config.seed)
     init = config.init
-    if init.checkpoint is not None:
+    if init.checkpoint is None:
+        origin = _fresh(init.model, config.at(init.codec), config.at(init.tokenizer))
+    else:
         bundle = load_model(config.at(init.checkpoint))
         origin = Origin(bundle.model, bundle.codec, bundle.tokenizer, bundle.path / TOKENIZER, bundle.config)
-    else:
-        model_config = load_config(ModelConfig, init.model)
-        codec_dir, tokenizer_file = config.at(init.codec), config.at(init.tokenizer)
-        model_config = model_config.model_copy(update={"codec": read_codec_config(codec_dir)})
-        tokenizer = TextTokenizer(tokenizer_file)
-        model = VisionSpeechModel(model_config)
-        origin = Origin(model, load_codec(codec_dir), tokenizer, tokenizer_file, model_config)
+        if init.model is not None:
+            _give_adapters(origin, load_config(ModelConfig, init.model))
     _check_streams(origin)
     if init.tower is not None:
         _give_tower(origin, config.at(init.tower))
@@ -100,6 +97,26 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return batch
 
 
+def _fresh(model_file: str, codec_dir: Path, tokenizer_file: Path) -> Origin:
+    config = load_config(ModelConfig, model_file)
+    config = config.model_copy(update={"codec": read_codec_config(codec_dir)})
+    tokenizer = TextTokenizer(tokenizer_file)
+    return Origin(VisionSpeechModel(config), load_codec(codec_dir), tokenizer, tokenizer_file, config)
+
+
+def _give_adapters(origin: Origin, config: ModelConfig) -> None:
+    """Replace the model by that of `config`, with the same speech weights and fresh adapters."""
+    config = config.model_copy(update={"codec": origin.config.codec})
+    model = VisionSpeechModel(config)
+    own, old = model.state_dict(), origin.model.state_dict()
+    added = set(model.adapter_names()) - set(old)
+    speech = {name: value for name, value in old.items() if not name.startswith("tower.")}
+    check_keys({name: value for name, value in own.items() if name not in added}, speech, source="init.checkpoint")
+    model.load_state_dict(speech, strict=False)
+    model.tower = origin.model.tower
+    origin.model, origin.config = model, config
+
+
 def _check_streams(origin: Origin) -> None:
     lm, codec = origin.config.lm, origin.codec
     problems = []
@@ -107,7 +124,7 @@ def _check_streams(origin: Origin) -> None:
         problems.append(f"lm.num_codebooks is {lm.num_codebooks}, the codec has {codec.num_codebooks}")
     if lm.audio_card != codec.codebook_size:
         problems.append(f"lm.audio_card is {lm.audio_card}, the codec's codebooks have {codec.codebook_size}")
-    if lm.text_card != origin.tokenizer.vocab_size:
+    if lm.text_card < origin.tokenizer.vocab_size:
         problems.append(f"lm.text_card is {lm.text_card}, the tokenizer has {origin.tokenizer.vocab_size} pieces")
     if problems:
         raise ConfigError("model, codec and tokenizer do not fit: " + "; ".join(problems))

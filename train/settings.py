@@ -56,10 +56,12 @@ class DataConfig(StrictModel):
 
 
 class InitConfig(StrictModel):
-    """Where a run begins: a `checkpoint` (or run) directory, or fresh weights of the `model` configuration file.
+    """Where a run begins.
 
-    `codec` (directory) and `tokenizer` (file) are needed with `model` and come from a `checkpoint` otherwise. `tower`
-    (a directory with tower.safetensors) gives the tower's weights; None: the checkpoint's, or the published ones.
+    `checkpoint` (a checkpoint or run directory) alone: its model goes on. `model` (a configuration file) alone: fresh
+    weights, with `codec` (directory) and `tokenizer` (file). Both: the configuration's model with the checkpoint's
+    weights, codec and tokenizer; only vision adapters may be new. `tower` (a directory with tower.safetensors) gives
+    the tower's weights; None: the checkpoint's, or the published ones.
     """
 
     checkpoint: str | None = None
@@ -70,10 +72,11 @@ class InitConfig(StrictModel):
 
     @model_validator(mode="after")
     def _one_origin(self):
-        if (self.checkpoint is None) == (self.model is None):
-            raise ValueError("give either checkpoint or model")
-        if (self.model is None) != (self.codec is None) or (self.model is None) != (self.tokenizer is None):
-            raise ValueError("codec and tokenizer go with model; a checkpoint brings its own")
+        if self.checkpoint is None and self.model is None:
+            raise ValueError("give checkpoint, model, or both")
+        fresh = self.checkpoint is None
+        if fresh != (self.codec is not None) or fresh != (self.tokenizer is not None):
+            raise ValueError("codec and tokenizer go with a fresh model; a checkpoint brings its own")
         return self
 
 
@@ -112,7 +115,7 @@ class TrainConfig(StrictModel):
     checkpoint, `never` refuses a run directory that has one.
     """
 
-    root: str = "data"
+    root: str = "."
     run: str
     init: InitConfig
     trainable: list[str] = Field(min_length=1)

@@ -23,8 +23,12 @@ STOP_LIMIT_SEC = 0.6
 def build(settings: Settings, bundle: "Bundle | None", responder: Responder | None) -> "SpokenVqa":
     """The task over the manifest of `settings`."""
     lines = read_lines(settings.manifest, Line, limit=settings.limit)
+    expected = [text for line in lines for text in (line.reply or "", line.question, *line.answers)]
     return SpokenVqa(
-        lines=lines, settings=settings, responder=responder or ModelResponder(bundle, sampling=settings.sampling)
+        lines=lines,
+        settings=settings,
+        responder=responder or ModelResponder(bundle, sampling=settings.sampling),
+        recogniser=Recogniser([*expected, *settings.sentences]),
     )
 
 
@@ -37,12 +41,11 @@ class SpokenVqa:
 
     name, version = "spoken_vqa", 1
 
-    def __init__(self, *, lines: list[Line], settings: Settings, responder: Responder):
+    def __init__(self, *, lines: list[Line], settings: Settings, responder: Responder, recogniser: Recogniser):
         self.lines = lines
         self.settings = settings
         self.responder = responder
-        expected = [text for line in lines for text in (line.reply or "", line.question, *line.answers)]
-        self.recogniser = Recogniser([*expected, *settings.sentences])
+        self.recogniser = recogniser
         self._pictures = _choose_pictures(lines, settings)
 
     def load(self, line: Line) -> Question:

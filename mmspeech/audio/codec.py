@@ -51,7 +51,7 @@ class Codec(nn.Module):
         raise NotImplementedError
 
     def forward(self, wave: Tensor, *, quantize: bool = True, num_codebooks: int | None = None) -> CodecTrainOut:
-        """Training pass, wave [B, 1, N] in whole frames, with straight-through gradients; `quantize=False` skips codes."""
+        """Training pass, wave [B, 1, N] in whole frames, straight-through gradients; `quantize=False` skips codes."""
         raise NotImplementedError
 
 

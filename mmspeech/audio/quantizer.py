@@ -37,12 +37,13 @@ class Codebook(nn.Module):
         """[..., dim] -> ids [...] long."""
         vectors = self.vectors.to(x.dtype)
         # |x - v|^2 without |x|^2, which is the same for all entries.
-        scores = x @ vectors.t() - 0.5 * vectors.pow(2).sum(-1)
+        scores = F.linear(x, vectors) - 0.5 * torch.linalg.vector_norm(vectors, dim=-1).square()
         return scores.argmax(-1)
 
     def decode(self, ids: Tensor) -> Tensor:
         """ids [...] -> [..., dim]."""
-        return F.embedding(ids, self.vectors)
+        # Rows first: dividing the whole codebook for a few frames would cost more than the rest of a step.
+        return F.embedding(ids, self.embedding_sum) / self.cluster_usage.clamp(min=USAGE_FLOOR)[ids][..., None]
 
     @torch.no_grad()
     def update(self, x: Tensor, ids: Tensor) -> None:

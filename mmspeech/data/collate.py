@@ -10,7 +10,7 @@ A call is laid out as one of three variants:
 import hashlib
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,14 +18,11 @@ from torch import Tensor
 
 from mmspeech.audio.waveform import FRAME_RATE_HZ
 from mmspeech.data.shards import speaker_rows
+from mmspeech.tokens.text import BOS_ID, TextTokenizer, words_to_frames
 from mmspeech.types import Batch, Sample, Word
-
-if TYPE_CHECKING:
-    from mmspeech.tokens.text import TextTokenizer
 
 Variant = Literal["dialogue", "speechless", "transcribe"]
 NOTHING = -1
-BOS_ID = 1
 SPEECH_BEFORE_FRAMES, SPEECH_AFTER_FRAMES = 1, 3  # word times are a little tight, and a voice fades
 
 
@@ -72,7 +69,7 @@ class Layout:
     def __init__(
         self,
         *,
-        tokenizer: "TextTokenizer",
+        tokenizer: TextTokenizer,
         silence_codes: tuple[int, ...],
         codebook_size: int,
         max_frames: int,
@@ -131,8 +128,6 @@ class Layout:
         return Row(sample.id, codes, text_weight, torch.zeros(num_frames))
 
     def _text(self, words: list[Word], num_frames: int) -> Tensor:
-        from mmspeech.tokens.text import words_to_frames
-
         return words_to_frames([replace(w, speaker="main") for w in words], num_frames, self.tokenizer).long()
 
     def _disturb(self, user: Tensor, rng: np.random.Generator) -> Tensor:

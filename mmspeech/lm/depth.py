@@ -108,7 +108,8 @@ class DepthTransformer(nn.Module):
     def forward(self, hidden: Tensor, text: Tensor, codes: Tensor) -> Tensor:
         """Teacher-forced: hidden [..., D], text [...], codes [..., K] of the same frames -> logits [..., K, card]."""
         lead = text.shape
-        hidden, text, codes = hidden.reshape(-1, hidden.shape[-1]), text.reshape(-1), codes.reshape(text.numel(), -1)
+        hidden, text = hidden.reshape(-1, hidden.shape[-1]), text.reshape(-1)
+        codes = codes.reshape(-1, self.num_codebooks)
         earlier = codes[:, :-1].t()
         starts = torch.arange(earlier.shape[0], device=codes.device)[:, None] * self.audio_rows
         tokens = torch.cat([_embed(text[None], self.text_emb), _embed(earlier, self.audio_emb, starts)])

@@ -60,6 +60,7 @@ class FrameGenerator:
         self.own_rows = torch.tensor(own, device=device)
         self.user_rows = torch.arange(layout.user.start, layout.user.stop, device=device)
         self.returned = self.now + 1 - layout.max_delay + self.delays[self.own_rows]
+        self.text_returned = int(self.returned[0])
         self.steps = [0] * batch_size
         text_noise = min(self.sampling.text_top_k or layout.text_card, layout.text_card)
         audio_noise = min(self.sampling.audio_top_k or layout.audio_card, layout.audio_card)
@@ -127,7 +128,8 @@ class FrameGenerator:
         ids = self.window[:, self.own_rows, self.returned]
         if min(frames) < 0:
             ids[[row for row, frame in enumerate(frames) if frame < 0]] = -1
-        return FrameOut(max(frames), ids[:, 0], ids[:, 1:], self.gates[:, self.returned[0]])
+        # Copies: the window moves on under what was returned.
+        return FrameOut(max(frames), ids[:, 0], ids[:, 1:], self.gates[:, self.text_returned].clone())
 
     def _draw_noise(self) -> None:
         if self.sampling.text_temperature > 0 or self.sampling.audio_temperature > 0:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from mmspeech.checkpoint import Bundle
 
-WORD_START = "\u2581"  # SentencePiece's mark of a new word
 _SOUND_RMS = 0.01  # -40 dB
 
 
@@ -67,19 +66,14 @@ class Session:
 
 
 class TextReader:
-    """Text ids -> pieces; padding and control ids are silence (None)."""
+    """Text ids -> pieces; padding and control ids are silence (None), as are ids the tokenizer does not have."""
 
     def __init__(self, bundle: "Bundle"):
         self._tokenizer = bundle.tokenizer
-        lm = bundle.config.lm
-        self._silent = {lm.text_pad_id, lm.text_epad_id}
-        self._size = bundle.tokenizer.vocab_size
 
     def piece(self, text_id: int) -> str | None:
         """The piece of an id, or None when it is not text."""
-        if text_id in self._silent or not 0 <= text_id < self._size:
-            return None
-        return self._tokenizer.piece(text_id) or None
+        return (self._tokenizer.piece(text_id) or None) if 0 <= text_id < self._tokenizer.vocab_size else None
 
 
 @dataclass
@@ -93,21 +87,20 @@ class SpokenWord:
 
 @dataclass
 class Transcript:
-    """Pieces in, words out. A piece that starts with the word mark (or a space) begins a new word."""
+    """Pieces in, words out. A piece that starts with a space begins a new word."""
 
     words: list[SpokenWord] = field(default_factory=list)
     _gates: list[float] = field(default_factory=list)
 
     def add(self, piece: str, *, start_sec: float, gate: float) -> None:
         """Take in the next piece."""
-        begins = not self.words or piece.startswith((WORD_START, " "))
-        text = piece.replace(WORD_START, " ").strip()
-        if begins and not (self.words and not self.words[-1].text):
-            self.words.append(SpokenWord(text, start_sec, gate))
+        waiting = bool(self.words) and not self.words[-1].text  # a lone space came before
+        if not self.words or (piece.startswith(" ") and not waiting):
+            self.words.append(SpokenWord(piece.strip(), start_sec, gate))
             self._gates = [gate]
             return
         word = self.words[-1]
-        word.text += text
+        word.text += piece.strip()
         self._gates.append(gate)
         word.gate = sum(self._gates) / len(self._gates)
 

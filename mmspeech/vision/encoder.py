@@ -179,16 +179,15 @@ def _build_timm(config: VisionConfig, name: str, pretrained: bool) -> tuple[nn.M
 
 
 def _timm_tokens(model: nn.Module, pixels: Tensor, *, feature_layer: int | None, keep_prefix_tokens: bool) -> Tensor:
-    """[B, S, D]: after the final norm, or as a block left them; class and register tokens, which have no place in the
+    """[B, S, D]: after the final norm, or as a block or stage left them; class and register tokens, which have no place in the
     picture, are dropped unless kept."""
     pixels = pixels.to(next(model.parameters()).dtype)
     prefix = getattr(model, "num_prefix_tokens", 0)
     if feature_layer is not None:
-        index = len(model.blocks) + feature_layer
-        (tokens,) = model.forward_intermediates(
-            pixels, indices=[index], norm=False, intermediates_only=True, output_fmt="NLC"
+        (grid,) = model.forward_intermediates(
+            pixels, indices=[feature_layer], norm=False, intermediates_only=True, output_fmt="NCHW"
         )
-        return tokens
+        return grid.flatten(2).mT
     tokens = model.forward_features(pixels)
     if tokens.ndim == 4:  # convolutional towers give maps
         tokens = tokens.flatten(1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else tokens.flatten(2).mT
@@ -210,10 +209,11 @@ def _timm_cfg(name: str) -> Any:
         near = timm.list_models(f"*{name.partition('.')[0][:12]}*")[:4]
         hint = f"; near it: {', '.join(near)}" if near else ""
         raise ConfigError(f"timm:{name}: timm {timm.__version__} has no such model{hint}")
-    cfg = timm.get_pretrained_cfg(name)
-    if cfg is None:
-        raise ConfigError(f"timm:{name}: no such pretrained tag; see timm.list_pretrained()")
-    return cfg
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = ", ".join(timm.list_pretrained(name.partition(".")[0]))
+        raise ConfigError(f"timm:{name}: no such pretrained tag; there are {tags}") from error
 
 
 def _describe_timm(name: str) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def _full_mask(pixels: Tensor, patch: int) -> Tensor:
 
 
 def _unpack(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Tokens of all pictures in one row [1, S_all, D], or already padded [B, S, D] -> padded, and the mask if needed."""
+    """Tokens of all pictures in one row [1, sum S, D], or padded ones [B, S, D] -> padded, and the mask if needed."""
     if tokens.shape[:2] != mask.shape:
         padded = tokens.new_zeros(*mask.shape, tokens.shape[-1])
         padded[mask] = tokens[0]

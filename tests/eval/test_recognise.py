@@ -40,10 +40,10 @@ def _probability(context, word, probability, backoff):
 
 
 def test_word_error_counts_all_three_kinds():
-    said = "the circle is red".split()
+    said = ["the", "circle", "is", "red"]
     assert word_error(said, said) == (0, 4)
-    assert word_error(said, "the circle red".split()) == (1, 4)
-    assert word_error(said, "a circle is is red".split()) == (2, 4)
+    assert word_error(said, ["the", "circle", "red"]) == (1, 4)
+    assert word_error(said, ["a", "circle", "is", "is", "red"]) == (2, 4)
     assert word_error(said, []) == (4, 4)
     assert word_error([], ["red"]) == (1, 0)
 

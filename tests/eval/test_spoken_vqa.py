@@ -11,11 +11,11 @@ from eval.responder import Reply
 from eval.run import SAMPLES, run_task
 from eval.task import Settings
 from eval.tasks import find
+from eval.tasks.spoken_vqa import SpokenVqa
 from mmspeech.audio.waveform import write_wav
 from mmspeech.config import ConfigError
 from mmspeech.serve.session import SpokenWord
 
-pytest.importorskip("pocketsphinx")
 RATE_HZ = 24_000
 QUESTION_SEC = 1.0
 
@@ -40,6 +40,15 @@ class Scripted:
         if words:
             wave[int(self.start_sec * RATE_HZ) : int((self.start_sec + self.speaks_sec) * RATE_HZ)] = 0.1
         return Reply(words, wave)
+
+
+class Deaf:
+    """A recogniser that hears nothing, at once."""
+
+    unknown = ()
+
+    def words(self, wave, sample_rate_hz):
+        return []
 
 
 @pytest.fixture
@@ -73,7 +82,8 @@ def lines_of(path):
 
 def measure(manifest, responder, out, **options):
     settings = Settings(manifest=manifest, **options)
-    task = find("spoken_vqa")(settings, None, responder)
+    lines = read_lines(manifest, Line)
+    task = SpokenVqa(lines=lines, settings=settings, responder=responder, recogniser=Deaf())
     claim(out, run_identity(settings=settings, bundle=None, batch_size=2, tasks=[task]))
     records, _ = run_task(task, out=out, seed=settings.seed, batch_size=2, progress=lambda done, total: None)
     return summarise_task(task, records)
@@ -144,7 +154,7 @@ def test_a_killed_run_goes_on_and_ends_like_a_clean_one(manifest, tmp_path):
 
 def test_a_folder_of_another_run_is_refused(manifest, tmp_path):
     measure(manifest, Scripted(lambda line: "red"), tmp_path / "o")
-    with pytest.raises(ConfigError, match="different seed; choose another --out"):
+    with pytest.raises(ConfigError, match=r"different seed\); choose another --out"):
         measure(manifest, Scripted(lambda line: "red"), tmp_path / "o", seed=1)
 
 
@@ -181,6 +191,21 @@ def test_bad_manifests_are_one_line_errors(tmp_path, text, message):
 def test_listening_tasks_take_the_question_as_text(tmp_path):
     lines = read_lines(save(tmp_path / "m.jsonl", [{"audio": "a.wav", "question": "hello", "answers": ["hi"]}]), Spoken)
     assert lines[0].text == "hello" and lines[0].audio == tmp_path / "a.wav" and lines[0].id == "000001"
+
+
+def test_the_sound_of_a_reply_is_heard_too(manifest, tmp_path):
+    pytest.importorskip("pocketsphinx")
+    flite = pytest.importorskip("data_prep.flite")
+    try:
+        speech, rate_hz, _, _ = flite.synthesise("it is red", name="slt", pitch=1.0, rate=1.0)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    responder = Scripted(lambda line: "it is red")
+    responder.sample_rate_hz = rate_hz
+    responder.answer = lambda questions, *, seeds: [Reply([SpokenWord("it is red", 1.4, 0.5)], speech)] * len(questions)
+    task = find("spoken_vqa")(Settings(manifest=manifest, sentences=("it is red", "it is blue")), None, responder)
+    record = task.run([task.load(task.lines[0])], seeds=[0])[0]
+    assert record["heard"] == "it is red" and record["heard_right"] and record["word_errors"] == 0
 
 
 def test_unknown_task_lists_the_known():

@@ -1,0 +1,211 @@
+"""`speak`: dialogues -> stereo calls (left the model, right the user) with word and phone times."""
+
+import json
+import multiprocessing
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from pydantic import Field
+
+from data_prep.effects import user_channel
+from data_prep.scenes import item_rng, write_atomic
+from data_prep.tts import MODEL_VOICE, Utterance, Voice, random_voice, synthesise
+from mmspeech.config import ConfigError, StrictModel
+
+SAMPLE_RATE_HZ = 24_000
+FADE_SEC = 0.05
+LONG_ANSWER_SEC = 1.4
+
+
+class Timing(StrictModel):
+    """When people speak. Ranges are (shortest, longest) in seconds; shares are probabilities per turn."""
+
+    start_sec: tuple[float, float] = (0.3, 1.5)
+    answer_gap_sec: tuple[float, float] = (0.32, 0.48)
+    question_gap_sec: tuple[float, float] = (0.5, 1.3)
+    pause_share: float = Field(0.15, ge=0, le=1)
+    pause_sec: tuple[float, float] = (0.4, 1.0)
+    barge_in_share: float = Field(0.35, ge=0, le=1)  # of long answers
+    barge_in_stop_sec: float = 0.28
+    quiet_share: float = Field(0.06, ge=0, le=1)
+    quiet_sec: tuple[float, float] = (2.0, 4.0)
+
+
+@dataclass
+class Track:
+    """One side of a call while it grows: pieces of sound with their start, words and phones with times in seconds."""
+
+    pieces: list[tuple[float, np.ndarray]] = field(default_factory=list)
+    words: list[tuple[str, float, float]] = field(default_factory=list)
+    phones: list[tuple[str, float, float]] = field(default_factory=list)
+
+    def add(self, utterance: Utterance, start_sec: float, *, until_sec: float | None = None) -> float:
+        """Lay an utterance down, faded out at `until_sec` if that comes first; returns where it ends."""
+        wave, end_sec = utterance.wave, start_sec + utterance.duration_sec
+        if until_sec is not None and until_sec < end_sec:
+            keep, fade = int((until_sec - start_sec) * SAMPLE_RATE_HZ), int(FADE_SEC * SAMPLE_RATE_HZ)
+            wave, end_sec = wave[:keep].copy(), until_sec
+            wave[-fade:] *= np.linspace(1, 0, min(fade, keep), dtype=np.float32)
+        self.pieces.append((start_sec, wave))
+        for target, items in ((self.words, utterance.words), (self.phones, utterance.phones)):
+            shifted = [(name, start_sec + a, min(start_sec + b, end_sec)) for name, a, b in items]
+            target += [item for item in shifted if item[1] < end_sec]
+        return end_sec
+
+    def wave(self, length: int) -> np.ndarray:
+        out = np.zeros(length, np.float32)
+        for start_sec, piece in self.pieces:
+            start = int(start_sec * SAMPLE_RATE_HZ)
+            out[start : start + len(piece)] += piece[: length - start]
+        return out
+
+
+@dataclass
+class SpokenCall:
+    """wave [N, 2] float32 (left the model, right the user) and the json that goes beside it."""
+
+    wave: np.ndarray
+    record: dict
+
+
+@lru_cache(maxsize=20_000)
+def model_says(text: str) -> Utterance:
+    return synthesise(text, MODEL_VOICE)
+
+
+def question_parts(question: str, rng: np.random.Generator, timing: Timing, *, pause: bool) -> list[str]:
+    """The question in one part, or cut at one of its marks where the speaker pauses."""
+    words = question.split()
+    marks = [index for index, word in enumerate(words) if word == "|"]
+    if not pause or not marks:
+        return [" ".join(word for word in words if word != "|")]
+    cut = marks[int(rng.integers(len(marks)))]
+    halves = words[:cut], words[cut:]
+    return [" ".join(word for word in half if word != "|") for half in halves]
+
+
+def say_question(track: Track, question: str, voice: Voice, start_sec: float, rng, timing: Timing) -> float:
+    """Lay a question down, perhaps with a pause inside; returns where it ends."""
+    end_sec = start_sec
+    parts = question_parts(question, rng, timing, pause=rng.random() < timing.pause_share)
+    for number, part in enumerate(parts):
+        start_sec = end_sec + (rng.uniform(*timing.pause_sec) if number else 0.0)
+        end_sec = track.add(synthesise(part, voice), start_sec)
+    return end_sec
+
+
+def speak_dialogue(turns: list[dict], *, voice: Voice, rng: np.random.Generator, timing: Timing) -> SpokenCall:
+    """Lay a dialogue out in time: gaps, pauses, barge-ins, stretches of quiet."""
+    model, user, records = Track(), Track(), []
+    now_sec = rng.uniform(*timing.start_sec)
+    cut_after: dict | None = None  # the answer that the next question interrupts
+    for number, turn in enumerate(turns):
+        if cut_after is None and rng.random() < timing.quiet_share:
+            now_sec += rng.uniform(*timing.quiet_sec)
+        question_end = say_question(user, turn["question"], voice, now_sec, rng, timing)
+        if cut_after is not None:
+            _finish_answer(model, cut_after, until_sec=now_sec + timing.barge_in_stop_sec)
+            cut_after = None
+        answer = model_says(turn["answer"])
+        start = question_end + rng.uniform(*timing.answer_gap_sec)
+        record = turn | {
+            "question": " ".join(turn["question"].replace("|", " ").split()),
+            "question_start_sec": now_sec,
+            "question_end_sec": question_end,
+            "answer_start_sec": start,
+            "answer_end_sec": start + answer.duration_sec,
+            "interrupted": False,
+        }
+        records.append(record)
+        long = answer.duration_sec > LONG_ANSWER_SEC and number + 1 < len(turns)
+        if long and rng.random() < timing.barge_in_share:
+            cut_after = record
+            now_sec = start + rng.uniform(0.5, answer.duration_sec - 0.4)
+        else:
+            _finish_answer(model, record, until_sec=None)
+            now_sec = record["answer_end_sec"] + rng.uniform(*timing.question_gap_sec)
+    return _mixed(model, user, records, end_sec=now_sec, rng=rng)
+
+
+def _finish_answer(model: Track, record: dict, *, until_sec: float | None) -> None:
+    end = model.add(model_says(record["answer"]), record["answer_start_sec"], until_sec=until_sec)
+    record["interrupted"] = until_sec is not None and until_sec < record["answer_end_sec"]
+    record["answer_end_sec"] = end
+
+
+def _mixed(model: Track, user: Track, records: list[dict], *, end_sec: float, rng) -> SpokenCall:
+    length = int((end_sec + rng.uniform(0.3, 1.0)) * SAMPLE_RATE_HZ)
+    wave = np.stack([model.wave(length), user_channel(user.wave(length), rng)], axis=1)
+    alignments = [(w, a, b, "SPEAKER_MAIN") for w, a, b in model.words]
+    alignments += [(w, a, b, "SPEAKER_USER") for w, a, b in user.words]
+    alignments.sort(key=lambda item: item[1])
+    record = {
+        "alignments": [[w, [round(a, 3), round(b, 3)], who] for w, a, b, who in alignments],
+        "phones": {
+            side: [[p, round(a, 3), round(b, 3)] for p, a, b in track.phones]
+            for side, track in (("main", model), ("user", user))
+        },
+        "turns": [{k: round(v, 3) if isinstance(v, float) else v for k, v in turn.items()} for turn in records],
+    }
+    return SpokenCall(wave, record)
+
+
+def speak_item(source: Path, out: Path, *, seed: int, timing: Timing) -> dict:
+    """Voice one NAME.dialogue.json into out/NAME.wav and .json; returns its manifest entry. Done work is kept."""
+    name = source.name.removesuffix(".dialogue.json")
+    wav, record_path = out / f"{name}.wav", out / f"{name}.json"
+    if record_path.is_file():
+        return json.loads(record_path.read_text(encoding="utf-8"))["entry"]
+    dialogue = json.loads(source.read_text(encoding="utf-8"))
+    rng = item_rng(seed, dialogue["split"], int(name), "speak")
+    voice = random_voice(rng, held_out=False)
+    call = speak_dialogue(dialogue["turns"], voice=voice, rng=rng, timing=timing)
+    entry = {"path": wav.name, "duration": round(len(call.wave) / SAMPLE_RATE_HZ, 3), "kind": dialogue["kind"]}
+    visuals = []
+    if dialogue["kind"] == "visual":
+        write_atomic(out / f"{name}.png", source.with_name(f"{name}.png").read_bytes())
+        visuals = [{"kind": "image", "path": f"{name}.png", "start_sec": 0.0}]
+    temporary = wav.with_suffix(".wav.tmp")
+    soundfile.write(temporary, call.wave, SAMPLE_RATE_HZ, subtype="PCM_16", format="WAV")
+    temporary.replace(wav)
+    facts = {"visuals": visuals, "voice": voice.model_dump(), "split": dialogue["split"], "entry": entry}
+    write_atomic(record_path, json.dumps(call.record | facts).encode())
+    return entry
+
+
+def _speak_one(job: tuple[Path, Path, int, Timing]) -> tuple[Path, dict | None, str]:
+    source, out, seed, timing = job
+    try:
+        return source, speak_item(source, out, seed=seed, timing=timing), ""
+    except (ValueError, OSError, KeyError) as error:
+        return source, None, f"{type(error).__name__}: {error}"
+
+
+def speak(data: Path, out: Path, *, seed: int, jobs: int, timing: Timing, shard: tuple[int, int] = (0, 1)) -> int:
+    """Voice every dialogue of `data` into `out`; the manifest is written last. Returns how many failed (.err files).
+
+    Raises ConfigError when there are no dialogues.
+    """
+    from rich.progress import track
+
+    sources = sorted(data.glob("*.dialogue.json"))[shard[0] :: shard[1]]
+    if not sources:
+        raise ConfigError(f"{data}: no *.dialogue.json; make them with `python -m data_prep scenes`")
+    out.mkdir(parents=True, exist_ok=True)
+    work = [(source, out, seed, timing) for source in sources]
+    entries: list[dict] = []
+    failed = 0
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        results = pool.imap(_speak_one, work, chunksize=8)
+        for source, entry, problem in track(results, total=len(work), description="speak"):
+            if entry is None:
+                failed += 1
+                write_atomic(out / f"{source.name}.err", problem.encode())
+            else:
+                entries.append(entry)
+    name = "manifest.jsonl" if shard[1] == 1 else f"manifest-{shard[0]}-of-{shard[1]}.jsonl"
+    write_atomic(out / name, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+    return failed

@@ -1,0 +1,48 @@
+"""What several commands need: devices, and files that appear whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from mmspeech.config import ConfigError
+
+
+def check_device(name: str) -> torch.device:
+    """The device of that name; ConfigError when it is unknown or not here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r}: unknown; expected cpu, cuda, cuda:N or mps") from error
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present.get(device.type, False):
+        here = ", ".join(kind for kind, there in present.items() if there)
+        raise ConfigError(f"device {name!r}: not on this machine; it has {here} (see `mmspeech doctor`)")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise ConfigError(f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return device
+
+
+def check_output(path: Path, suffixes: tuple[str, ...]) -> None:
+    """ConfigError, before any work, when `path` cannot become a file of one of these kinds."""
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a directory; expected the name of a file to write")
+    if path.suffix.lower() not in suffixes:
+        raise ConfigError(f"{path}: expected a name that ends in {' or '.join(suffixes)}")
+    folder = next((parent for parent in path.absolute().parents if parent.exists()), None)
+    if folder is None or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"{path}: cannot write into {folder}; choose another place")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` (same suffix) that takes its place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,45 @@
+"""A picture of a call: both waveforms, the words where they sound, and the gate."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmspeech.audio.waveform import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+from mmspeech.commands.common import whole_file
+
+if TYPE_CHECKING:
+    from mmspeech.commands.talk import Talk
+
+_POINTS_PER_SEC = 200
+
+
+def plot_talk(talk: "Talk", path: Path) -> None:
+    """Draw `talk` into `path` (png, pdf or svg)."""
+    from matplotlib.figure import Figure
+
+    duration_sec = len(talk.reply) / SAMPLE_RATE_HZ
+    figure = Figure(figsize=(max(6.0, min(24.0, duration_sec * 1.6)), 5.0), layout="constrained")
+    user, model, gate = figure.subplots(3, 1, sharex=True, height_ratios=(2, 3, 1))
+    _draw_wave(user, talk.question.numpy(), "tab:gray", "user")
+    _draw_wave(model, talk.reply.numpy(), "tab:blue", "model")
+    for word in talk.transcript.words:
+        model.annotate(
+            word.text, (word.start_sec, 1.05), rotation=45, fontsize=9, annotation_clip=False,
+            color=(0.1, 0.35 + 0.3 * word.gate, 0.35 + 0.6 * word.gate),
+        )  # fmt: skip
+    times_sec = np.arange(len(talk.gates)) / FRAME_RATE_HZ
+    gate.step(times_sec, talk.gates, where="post", color="tab:cyan")
+    gate.set(ylim=(0, 1), ylabel="gate", xlabel="seconds", xlim=(0, duration_sec))
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def _draw_wave(axes, wave: np.ndarray, colour: str, label: str) -> None:
+    """The envelope: thousands of samples per point would take long to draw and look the same."""
+    size = SAMPLE_RATE_HZ // _POINTS_PER_SEC
+    pieces = wave[: len(wave) // size * size].reshape(-1, size)
+    times_sec = np.arange(len(pieces)) / _POINTS_PER_SEC
+    peak = max(1e-3, float(np.abs(pieces).max(initial=0.0)))
+    axes.fill_between(times_sec, pieces.min(axis=1) / peak, pieces.max(axis=1) / peak, color=colour, linewidth=0)
+    axes.set(ylim=(-1, 2.2 if label == "model" else 1), ylabel=label, yticks=[])

@@ -1,0 +1,154 @@
+"""`mmspeech talk`: a recorded question through the model, frame by frame, as if it were a call."""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
+from torch import Tensor
+
+from mmspeech.audio.waveform import FRAME_SAMPLES, frames_to_seconds, read_audio, samples_to_seconds, write_wav
+from mmspeech.commands.common import check_device, check_output
+from mmspeech.config import GenerationConfig
+from mmspeech.serve.session import ReplyWatch, Session, Transcript
+
+if TYPE_CHECKING:
+    from mmspeech.checkpoint import Bundle
+
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
+_BLIND, _SEEING = (120, 120, 120), (80, 220, 255)  # colours of words with a closed and an open gate
+
+
+@dataclass(frozen=True)
+class TalkOptions:
+    """The options of the command, as given."""
+
+    audio: Path
+    out: Path
+    image: Path | None
+    model: str | None
+    stereo: bool
+    seed: int
+    greedy: bool
+    max_sec: float
+    as_json: bool
+    plot: Path | None
+    device: str
+
+
+@dataclass
+class Talk:
+    """A finished call. question, reply: [N] of equal length, frame by frame; gates and step_sec: one per frame."""
+
+    question: Tensor
+    reply: Tensor
+    transcript: Transcript
+    gates: list[float] = field(default_factory=list)
+    step_sec: list[float] = field(default_factory=list)
+
+    def summary(self, model: str) -> dict[str, object]:
+        """What --json prints."""
+        step_ms = np.asarray(self.step_sec) * 1000
+        return {
+            "text": self.transcript.text,
+            "words": [_rounded(asdict(word)) for word in self.transcript.words],
+            "frames": len(self.step_sec),
+            "rtf": round(sum(self.step_sec) / frames_to_seconds(len(self.step_sec)), 4),
+            "step_ms": {name: round(float(np.percentile(step_ms, q)), 2) for name, q in (("p50", 50), ("p99", 99))},
+            "model": model,
+        }
+
+
+def run_talk(options: TalkOptions) -> None:
+    """The command: everything that can be wrong with the input is found before the model is loaded."""
+    check_output(options.out, (".wav",))
+    if options.plot is not None:
+        check_output(options.plot, PLOT_SUFFIXES)
+    device = check_device(options.device)
+    question = read_audio(options.audio)[0]
+    picture = None
+    if options.image is not None:
+        from mmspeech.vision.image import load_image
+
+        picture = load_image(options.image)
+    from mmspeech.checkpoint import load_model
+
+    bundle = load_model(options.model, device=device)
+    sampling = GenerationConfig(text_temperature=0, audio_temperature=0) if options.greedy else None
+    session = Session(bundle, sampling, options.seed, picture)
+    console = Console(stderr=True)
+    talk = listen_and_reply(session, question, max_sec=options.max_sec, console=console)
+    write_wav(options.out, torch.stack([talk.reply, talk.question]) if options.stereo else talk.reply)
+    if options.plot is not None:
+        from mmspeech.commands.plot import plot_talk
+
+        plot_talk(talk, options.plot)
+    _tell(talk, bundle, options, console)
+
+
+def listen_and_reply(session: Session, question: Tensor, *, max_sec: float, console: Console) -> Talk:
+    """Feed question [N] frame by frame, then silence until the reply has ended, showing words as they come."""
+    frames = torch.nn.functional.pad(question, (0, -len(question) % FRAME_SAMPLES)).view(-1, FRAME_SAMPLES)
+    watch = ReplyWatch(question_sec=samples_to_seconds(len(question)), max_sec=max_sec)
+    talk = Talk(question, question, Transcript())
+    heard: list[Tensor] = []
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[clock]}"), console=console
+    )
+    bar = progress.add_task("listening", total=len(frames), clock="")
+    with Live(progress, console=console, refresh_per_second=12, transient=True) as live:
+        ended = False
+        while not ended:
+            index = len(heard)
+            began = time.perf_counter()
+            out = session.step(frames[index] if index < len(frames) else torch.zeros(FRAME_SAMPLES))
+            talk.step_sec.append(time.perf_counter() - began)
+            heard.append(out.pcm)
+            talk.gates.append(out.gate)
+            if out.text is not None:
+                talk.transcript.add(out.text, start_sec=out.start_sec, gate=out.gate)
+                live.update(Group(coloured_words(talk.transcript), progress))
+            ended = watch.add(out.pcm, has_text=out.text is not None)
+            clock = f"{frames_to_seconds(index + 1):.1f} s"
+            description = "listening" if index < len(frames) else "replying"
+            progress.update(bar, completed=min(index + 1, len(frames)), description=description, clock=clock)
+    talk.reply = torch.cat(heard)
+    talk.question = torch.nn.functional.pad(question, (0, len(talk.reply) - len(question)))
+    return talk
+
+
+def coloured_words(transcript: Transcript) -> Text:
+    """The words, grey where the model did not look, bright where it did."""
+    text = Text()
+    for word in transcript.words:
+        red, green, blue = (
+            round(a + (b - a) * min(1.0, max(0.0, word.gate))) for a, b in zip(_BLIND, _SEEING, strict=True)
+        )
+        text.append(f"{word.text} ", style=f"rgb({red},{green},{blue})")
+    return text
+
+
+def _tell(talk: Talk, bundle: "Bundle", options: TalkOptions, console: Console) -> None:
+    summary = talk.summary(str(bundle.path) if options.model is None else options.model)
+    console.print(coloured_words(talk.transcript) if talk.transcript.words else Text("(it said nothing)", "dim"))
+    written = [options.out] if options.plot is None else [options.out, options.plot]
+    console.print(
+        f"{', '.join(map(str, written))}: {samples_to_seconds(len(talk.reply)):.1f} s, "
+        f"{summary['step_ms']['p50']:.0f} ms per 80 ms frame (p99 {summary['step_ms']['p99']:.0f}), "
+        f"real-time factor {summary['rtf']:.2f}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if options.as_json:
+        print(json.dumps(summary))
+
+
+def _rounded(word: dict[str, object]) -> dict[str, object]:
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in word.items()}

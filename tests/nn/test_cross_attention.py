@@ -1,0 +1,77 @@
+"""What is seen adds nothing where nothing is seen, and opens slowly."""
+
+import pytest
+import torch
+
+from mmspeech.nn.cross_attention import GATE_KINDS, Fusion, Gate, sight_of
+from mmspeech.types import VisualContext
+
+NEVER = VisualContext.NEVER
+
+
+def make(**changes) -> Fusion:
+    torch.manual_seed(0)
+    options = {"dim": 16, "num_heads": 2, "layers": (1, 3), "source_dim": 16, "gate_hidden": 4} | changes
+    return Fusion(**options)
+
+
+def context(fusion: Fusion, onset: torch.Tensor, width: int = 16) -> VisualContext:
+    keys, values = fusion.keys_values(torch.randn(*onset.shape, width, generator=torch.Generator().manual_seed(1)))
+    return VisualContext(keys, values, onset)
+
+
+@pytest.mark.parametrize("gate", GATE_KINDS)
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("shared_gate", [True, False])
+def test_every_kind_runs_and_every_parameter_learns(gate, shared, shared_gate):
+    fusion = make(gate=gate, shared=shared, shared_gate=shared_gate, source_dim=10)
+    seen, x = context(fusion, torch.zeros(2, 5, dtype=torch.long), width=10), torch.randn(2, 4, 16)
+    sight = sight_of(seen, torch.arange(4)[None])
+    assert len(seen.keys) == (1 if shared else 2)
+    for parameter in fusion.parameters():
+        torch.nn.init.normal_(parameter)
+    for layer in (1, 3):
+        y, openness = fusion(layer, x, sight)
+        assert (openness is None) == (gate == "none")
+        y.square().sum().backward(retain_graph=True)
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in fusion.parameters())
+    assert fusion(0, x, sight)[0] is x
+
+
+def test_steps_that_see_nothing_keep_their_bits():
+    fusion = make(gate="none")
+    onset = torch.tensor([[0, 0, 2], [NEVER, NEVER, NEVER], [3, 3, NEVER]])
+    x = torch.randn(3, 6, 16)
+    y, _ = fusion(1, x, sight_of(context(fusion, onset), torch.arange(6)[None]))
+    same = (y == x).all(dim=-1)
+    assert same[1].all() and same[2, :3].all() and not same[2, 3:].any() and not same[0].any()
+
+
+def test_a_token_is_seen_from_its_onset_on():
+    fusion, x = make(gate="none"), torch.randn(1, 4, 16)
+    positions = torch.arange(4)[None]
+    late = fusion(1, x, sight_of(context(fusion, torch.tensor([[0, 0, 2]])), positions))[0]
+    two, three = context(fusion, torch.tensor([[0, 0, NEVER]])), context(fusion, torch.tensor([[0, 0, 0]]))
+    torch.testing.assert_close(late[:, :2], fusion(1, x, sight_of(two, positions))[0][:, :2])
+    torch.testing.assert_close(late[:, 2:], fusion(1, x, sight_of(three, positions))[0][:, 2:])
+
+
+def test_a_closed_gate_keeps_the_bits():
+    fusion = make(gate="scalar_tanh")
+    x = torch.randn(2, 4, 16)
+    y, openness = fusion(3, x, sight_of(context(fusion, torch.zeros(2, 5, dtype=torch.long)), torch.arange(4)[None]))
+    assert torch.equal(y, x) and (openness == 0).all()
+
+
+def test_a_new_sigmoid_gate_is_almost_closed():
+    gate = Gate(dim=16, kind="scalar_sigmoid", hidden=4)
+    assert gate(torch.randn(1, 1, 16)).item() == pytest.approx(0.018, abs=1e-3)
+    with pytest.raises(ValueError, match="gate 'relu': expected one of sigmoid, tanh"):
+        Gate(dim=16, kind="relu", hidden=4)
+
+
+def test_rows_without_a_picture_report_a_closed_gate():
+    fusion = make()
+    onset = torch.tensor([[0, 0], [NEVER, NEVER]])
+    _, openness = fusion(1, torch.randn(2, 3, 16), sight_of(context(fusion, onset), torch.arange(3)[None]))
+    assert (openness[0] > 0).all() and (openness[1] == 0).all()

@@ -1,0 +1,79 @@
+"""The feed: the order of calls is a function of seed and position; batches keep to their bound; weights move."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from train.feed import Draw, Planner, Position, pack_by_length, weight_at
+from train.settings import DataConfig, SourceConfig
+
+
+class FakeShards:
+    """Lengths are all that planning needs."""
+
+    def __init__(self, lengths):
+        self.num_frames = np.array(lengths)
+
+    def __len__(self):
+        return len(self.num_frames)
+
+
+def make_planner(weights=((1.0, None), (1.0, None)), progress_of=lambda batches: 0.0) -> Planner:
+    configs = [SourceConfig(path="x", weight=first, end_weight=last) for first, last in weights]
+    rng = np.random.default_rng(0)
+    sets = [FakeShards(rng.integers(10, 60, 23 + i)) for i in range(len(configs))]
+    config = DataConfig(sources={"x": configs[0]}, batch_frames=200, max_frames=50, pool_batches=4)
+    return Planner(list(zip(sets, configs, strict=True)), config=config, seed=5, progress_of=progress_of)
+
+
+def take(planner, count, position=Position()):
+    return list(itertools.islice(planner.plans(position), count))
+
+
+def test_any_position_continues_as_if_never_left():
+    plans = take(make_planner(), 30)
+    for index in (0, 1, 7, 12, 20):
+        position = Position.from_dict(plans[index].after.as_dict())
+        assert take(make_planner(), 29 - index, position) == plans[index + 1 :]
+
+
+def test_position_holds_while_weights_move():
+    def progress_of(batches):
+        return min(1.0, batches / 40)
+
+    weights = ((1.0, 0.0), (0.0, 1.0))
+    plans = take(make_planner(weights, progress_of), 60)
+    assert take(make_planner(weights, progress_of), 29, plans[30].after) == plans[31:]
+    assert {draw.source for draw in plans[0].draws} == {0}
+    assert {draw.source for plan in plans[-8:] for draw in plan.draws} == {1}
+
+
+def test_every_call_comes_once_per_epoch():
+    planner = make_planner(((1.0, None),))
+    drawn = [draw.index for plan in take(planner, 60) for draw in plan.draws]
+    counts = np.bincount(drawn, minlength=23)
+    # Within a pool calls are sorted by length, so an epoch's end may lie inside one.
+    assert counts.max() - counts.min() <= 2 and len(counts) == 23
+
+
+def test_batches_keep_to_their_frames_and_little_is_padded():
+    planner = make_planner()
+    padded = held = 0
+    for plan in take(planner, 40):
+        lengths = [min(50, int(planner.sources[draw.source][0].num_frames[draw.index])) for draw in plan.draws]
+        assert len(lengths) * max(lengths) <= 200
+        padded, held = padded + len(lengths) * max(lengths), held + sum(lengths)
+    assert held / padded > 0.85
+
+
+def test_a_call_longer_than_a_batch_goes_alone():
+    draws = [(300, Draw(0, i, "dialogue", (0,))) for i in range(3)]
+    assert [len(batch) for batch in pack_by_length(draws, 200)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("progress", "expected"), [(0.0, 1.0), (0.5, 0.6), (1.0, 0.2), (2.0, 0.2)])
+def test_weights_move_in_a_line(progress, expected):
+    assert weight_at(SourceConfig(path="x", weight=1.0, end_weight=0.2), progress) == pytest.approx(expected)
+    assert weight_at(SimpleNamespace(weight=0.7, end_weight=None), progress) == 0.7

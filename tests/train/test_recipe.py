@@ -1,0 +1,175 @@
+"""The recipe: exact resume after a kill, frozen parameters stay, bad steps are skipped, bad input is refused at once."""
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmspeech.checkpoint import MODEL, load_model
+from mmspeech.config import ConfigError
+from train import recipe
+from train.checkpointing import STATE
+from train.recipe import train
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / MODEL)
+
+
+def kill(origin, shards, folder, count):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def run_killed(config) -> None:
+    process = multiprocessing.get_context("fork").Process(target=train, args=(config,), kwargs={"sample": kill})
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_four_steps_equal_two_a_kill_and_two_more(make_config):
+    whole = train(make_config(run="whole"))
+    killed = make_config(run="killed", sample_every_steps=3)
+    run_killed(killed)  # dies after step 3, with a checkpoint of step 2
+    assert [p.name for p in (killed.run_dir / "checkpoints").iterdir()] == ["step_00000002"]
+    resumed = train(make_config(run="killed"))
+    assert same(weights(resumed), weights(whole))
+    states = [torch.load(folder / STATE, weights_only=True) for folder in (whole, resumed)]
+    assert states[0]["position"] == states[1]["position"] and states[0]["step"] == 4
+    assert torch.equal(states[0]["rng"]["torch"], states[1]["rng"]["torch"])
+    lines = [json.loads(line) for line in (killed.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4]
+
+
+def test_workers_change_nothing(make_config):
+    config = make_config(run="a", max_steps=3)
+    data = config.data.model_copy(update={"workers": 2})
+    with_workers = config.model_copy(update={"run": "b", "data": data})
+    assert same(weights(train(config)), weights(train(with_workers)))
+
+
+def test_only_adapters_move_and_only_they_have_optimiser_state(make_config, small_checkpoint):
+    before = load_model(small_checkpoint).model
+    folder = train(make_config(trainable=["adapters"], max_steps=2))
+    after, own = weights(folder), before.state_dict()
+    adapters = set(before.adapter_names())
+    moved = {name for name in after if not torch.equal(after[name], own[name])}
+    assert moved and moved <= adapters
+    assert any(name.startswith("projector.") for name in moved) and any("fusion" in name for name in moved)
+    listed = {line.split()[0] for line in (folder.parents[1] / "trainable.txt").read_text().splitlines()}
+    assert listed == adapters
+    state = torch.load(folder / STATE, weights_only=True)["optimizer"]
+    assert len(state["state"]) == len(adapters)
+    assert sum(len(group["params"]) for group in state["param_groups"]) == len(adapters)
+
+
+def test_frozen_parameters_get_no_gradient(make_config, monkeypatch):
+    seen = {}
+
+    def spy(model, config):
+        seen["model"] = model
+        return build(model, config)
+
+    build = recipe.build_optimizer
+    monkeypatch.setattr(recipe, "build_optimizer", spy)
+    monkeypatch.setattr(torch.optim.Optimizer, "zero_grad", lambda self, set_to_none=True: None)
+    train(make_config(trainable=["speech"], max_steps=1))
+    model = seen["model"]
+    for name, parameter in model.named_parameters():
+        speech = name not in model.adapter_names() and not name.startswith("tower.")
+        assert (parameter.grad is not None) == speech, name
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(make_config, monkeypatch):
+    real, calls = recipe.Objective.forward, []
+
+    def forward(self, batch):
+        out = real(self, batch)
+        calls.append(self.training)
+        if self.training and calls.count(True) == 2:
+            out.loss = out.loss * float("nan")
+        return out
+
+    monkeypatch.setattr(recipe.Objective, "forward", forward)
+    folder = train(make_config(max_steps=3))
+    assert torch.load(folder / STATE, weights_only=True)["bad_steps"] == 1
+    assert all(value.isfinite().all() for value in weights(folder).values())
+
+
+def test_too_many_bad_steps_end_the_run_in_words(make_config, monkeypatch):
+    real = recipe.Objective.forward
+
+    def forward(self, batch):
+        out = real(self, batch)
+        out.loss = out.loss * float("inf")
+        return out
+
+    monkeypatch.setattr(recipe.Objective, "forward", forward)
+    with pytest.raises(ConfigError, match="2 steps in a row were not finite"):
+        train(make_config(max_bad_steps=2))
+
+
+def test_only_the_newest_checkpoints_are_kept_and_leftovers_go(make_config):
+    config = make_config(save_every_steps=1, keep_last=2)
+    leftover = config.run_dir / "checkpoints" / ".step_00000001.77.tmp"
+    leftover.mkdir(parents=True)
+    train(config)
+    names = sorted(p.name for p in (config.run_dir / "checkpoints").iterdir())
+    assert names == ["step_00000003", "step_00000004"]
+    assert load_model(config.run_dir).path.name == "step_00000004"
+
+
+def test_minutes_bound_the_run(make_config):
+    folder = train(make_config(max_steps=100_000, max_minutes=0.01))
+    state = torch.load(folder / STATE, weights_only=True)
+    assert 0 < state["step"] < 1000 and state["minutes"] >= 0.01
+    assert train(make_config(max_steps=100_000, max_minutes=0.01)) == folder  # nothing is left to do
+
+
+def test_a_fresh_model_and_new_eyes_on_a_speech_model(make_config, tmp_path, small_checkpoint):
+    settings = json.loads((small_checkpoint / "config.json").read_text())
+    vision, fusion = settings.pop("vision"), settings["lm"].pop("fusion")
+    (tmp_path / "speech.json").write_text(json.dumps(settings))
+    settings["vision"], settings["lm"]["fusion"] = vision, fusion
+    (tmp_path / "sighted.json").write_text(json.dumps(settings))
+    parts = {"codec": str(small_checkpoint), "tokenizer": str(small_checkpoint / "tokenizer.model")}
+    fresh = {"model": str(tmp_path / "speech.json")} | parts
+    speech = train(make_config(run="speech", init=fresh, trainable=["speech"], max_steps=1))
+    sighted = {"checkpoint": "speech", "model": str(tmp_path / "sighted.json"), "tower": str(small_checkpoint)}
+    folder = train(make_config(run="sighted", init=sighted, trainable=["adapters"], max_steps=1))
+    before, after = weights(speech), weights(folder)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    tower = "tower.safetensors"
+    assert same(load_file(folder / tower), load_file(small_checkpoint / tower))
+
+
+def test_refusals_come_before_the_first_step_and_name_all(make_config, calls):
+    sources = {"a": {"path": "nowhere"}, "b": {"path": "neither"}}
+    data = make_config().data.model_dump() | {"sources": sources}
+    with pytest.raises(ConfigError, match="data source 'a': .*nowhere.*data source 'b': .*neither"):
+        train(make_config(data=data))
+    with pytest.raises(ConfigError, match="'eyes' matches no parameter"):
+        train(make_config(trainable=["eyes"]))
+    train(make_config(max_steps=1))
+    with pytest.raises(ConfigError, match="already holds step_00000001"):
+        train(make_config(resume="never"))
+    with pytest.raises(ConfigError, match="begin a new run"):
+        train(make_config(trainable=["adapters"]))
+    assert calls.is_dir()
+
+
+def test_samples_are_written(make_config):
+    config = make_config(max_steps=1, sample_every_steps=1, sample_calls=1)
+    train(config)
+    folder = config.run_dir / "samples" / "step_00000001"
+    assert sorted(p.name for p in folder.iterdir()) == ["000.image", "000.json", "000.wav"]
+    assert json.loads((folder / "000.json").read_text())["call"] == "1-0"
