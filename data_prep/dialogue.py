@@ -3,6 +3,7 @@
 In a question, "|" marks where a speaker may pause: never where the question could already be over.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -163,8 +164,14 @@ def _pick(rng: np.random.Generator, items):
     return items[int(rng.integers(len(items)))]
 
 
+def _articles(text: str) -> str:
+    """ "a orange" becomes "an orange", also across a pause mark."""
+    return re.sub(r"\ba (\| )?orange", r"an \1orange", text)
+
+
 def _turn(rng, kind: str, forms: tuple[str, ...], answer: str, answers: tuple[str, ...], **words: str) -> Turn:
-    return Turn(kind, _pick(rng, forms).format(**words), answer, answers)
+    question = _pick(rng, forms).format(**words)
+    return Turn(kind, _articles(question), _articles(answer), tuple(map(_articles, answers)))
 
 
 def _unique(scene: Scene, field: str) -> list[SceneObject]:

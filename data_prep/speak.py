@@ -28,7 +28,7 @@ class Timing(StrictModel):
     question_gap_sec: tuple[float, float] = (0.5, 1.3)
     pause_share: float = Field(0.15, ge=0, le=1)
     pause_sec: tuple[float, float] = (0.4, 1.0)
-    barge_in_share: float = Field(0.35, ge=0, le=1)  # of long answers
+    barge_in_share: float = Field(0.25, ge=0, le=1)  # of long answers
     barge_in_stop_sec: float = 0.28
     quiet_share: float = Field(0.06, ge=0, le=1)
     quiet_sec: tuple[float, float] = (2.0, 4.0)

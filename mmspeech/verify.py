@@ -16,7 +16,7 @@ from mmspeech.types import VisualContext
 
 EXPECTED = "expected.safetensors"
 TOLERANCE = 1e-3
-INPUTS = ("image_features", "user_codes")
+FEATURES, USER_CODES = "image_features", "user_codes"
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,17 @@ def verify(path: str | Path) -> list[VerifyRow]:
     """
     path = Path(path)
     expected = read_tensors(path / EXPECTED)
-    missing = [name for name in INPUTS if name not in expected]
+    model = read_moshivis(path).model.float()
+    inputs = (USER_CODES,) if model.projector is None else (FEATURES, USER_CODES)
+    missing = [name for name in inputs if name not in expected]
     if missing:
         raise ConvertError(f"{path / EXPECTED}: lacks {', '.join(missing)}; expected the inputs of the run")
-    model = read_moshivis(path).model.float()
     computed = _compute(model, expected)
-    unknown = [name for name in expected if name not in computed and name not in INPUTS]
+    outputs = sorted(name for name in expected if name not in (FEATURES, USER_CODES))
+    unknown = [name for name in outputs if name not in computed]
     if unknown:
-        raise ConvertError(f"{path / EXPECTED}: holds {', '.join(sorted(unknown))}, which this model does not compute")
-    return [_compare(name, computed[name], stored) for name, stored in sorted(expected.items()) if name not in INPUTS]
+        raise ConvertError(f"{path / EXPECTED}: holds {', '.join(unknown)}, which this model does not compute")
+    return [_compare(name, computed[name], expected[name]) for name in outputs]
 
 
 def _compare(name: str, computed: Tensor, stored: Tensor) -> VerifyRow:
@@ -60,11 +62,11 @@ def _compare(name: str, computed: Tensor, stored: Tensor) -> VerifyRow:
 
 @torch.no_grad()
 def _compute(model: VisionSpeechModel, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    user_codes = expected["user_codes"]
+    user_codes = expected[USER_CODES]
     computed = {f"blind_{name}": value for name, value in _generate(model, user_codes, None)}
     if model.projector is None:
         return computed | {name.removeprefix("blind_"): value for name, value in computed.items()}
-    features = expected["image_features"].float()
+    features = expected[FEATURES].float()
     visual = model.see(features, torch.zeros(features.shape[0], dtype=torch.long))
     computed["xa_source"] = model.projector(features)
     if len(visual.keys) == 1:

@@ -190,7 +190,13 @@ def training_loader(dataset: CallBatches, plans: Iterator[Plan], *, workers: int
     """Batches in the order of `plans`, loaded ahead by `workers` processes."""
     options = {"multiprocessing_context": "fork", "prefetch_factor": 4} if workers else {}
     loader = torch.utils.data.DataLoader(
-        dataset, sampler=_Once(plans), batch_size=None, num_workers=workers, collate_fn=_as_is, **options
+        dataset,
+        sampler=_Once(plans),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_is,
+        generator=torch.Generator(),  # else making the loader would draw from the run's own random numbers
+        **options,
     )
     return iter(loader)
 

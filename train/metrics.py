@@ -97,7 +97,7 @@ class ProgressBar:
 
     def line(self, text: str) -> None:
         """A line above the bar."""
-        self._bar.console.print(text, highlight=False, markup=False)
+        self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _forget_after(file: Path, step: int) -> None:

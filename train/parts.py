@@ -14,7 +14,7 @@ from mmspeech.lm.loss import LossOut, LossWeights, duplex_loss
 from mmspeech.lm.model import VisionSpeechModel
 from mmspeech.tokens.text import TextTokenizer
 from mmspeech.types import Batch
-from train.settings import LossConfig, TrainConfig
+from train.settings import InitConfig, LossConfig, TrainConfig
 
 if TYPE_CHECKING:
     from mmspeech.vision.encoder import VisionTower
@@ -77,12 +77,12 @@ def build_origin(config: TrainConfig) -> Origin:
     torch.manual_seed(config.seed)
     init = config.init
     if init.checkpoint is None:
-        origin = _fresh(init.model, config.at(init.codec), config.at(init.tokenizer))
+        origin = _fresh(_model_config(init), config.at(init.codec), config.at(init.tokenizer))
     else:
         bundle = load_model(config.at(init.checkpoint))
         origin = Origin(bundle.model, bundle.codec, bundle.tokenizer, bundle.path / TOKENIZER, bundle.config)
         if init.model is not None:
-            _give_adapters(origin, load_config(ModelConfig, init.model))
+            _give_adapters(origin, _model_config(init))
     _check_streams(origin)
     if init.tower is not None:
         _give_tower(origin, config.at(init.tower))
@@ -97,8 +97,14 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return batch
 
 
-def _fresh(model_file: str, codec_dir: Path, tokenizer_file: Path) -> Origin:
-    config = load_config(ModelConfig, model_file)
+def _model_config(init: InitConfig) -> ModelConfig:
+    config = load_config(ModelConfig, init.model)
+    if not init.blind:
+        return config
+    return config.model_copy(update={"vision": None, "lm": config.lm.model_copy(update={"fusion": None})})
+
+
+def _fresh(config: ModelConfig, codec_dir: Path, tokenizer_file: Path) -> Origin:
     config = config.model_copy(update={"codec": read_codec_config(codec_dir)})
     tokenizer = TextTokenizer(tokenizer_file)
     return Origin(VisionSpeechModel(config), load_codec(codec_dir), tokenizer, tokenizer_file, config)

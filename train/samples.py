@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmspeech.audio.waveform import FRAME_RATE_HZ, write_wav
+from mmspeech.data.collate import NOTHING
 from mmspeech.data.shards import ShardSet, speaker_rows
 from mmspeech.types import FrameOut, Sample, VisualContext
 
@@ -39,7 +40,9 @@ def answer(origin: "Origin", sample: Sample) -> list[FrameOut]:
     generator = FrameGenerator(lm, 1, origin.config.generation, seed=0)
     generator.see(_look(origin, sample, device))
     user = speaker_rows(sample.codes.long())[1].to(device)
-    steps = (generator.step(user[None, :, frame]) for frame in range(user.shape[1]))
+    # In training the model predicts a frame from the user's frames before it: each is heard one step later.
+    heard = torch.nn.functional.pad(user, (1, 0), value=NOTHING)
+    steps = (generator.step(heard[None, :, frame]) for frame in range(user.shape[1]))
     return [out for out in steps if out is not None]
 
 

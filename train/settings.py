@@ -60,12 +60,13 @@ class InitConfig(StrictModel):
 
     `checkpoint` (a checkpoint or run directory) alone: its model goes on. `model` (a configuration file) alone: fresh
     weights, with `codec` (directory) and `tokenizer` (file). Both: the configuration's model with the checkpoint's
-    weights, codec and tokenizer; only vision adapters may be new. `tower` (a directory with tower.safetensors) gives
-    the tower's weights; None: the checkpoint's, or the published ones.
+    weights, codec and tokenizer; only vision adapters may be new. `blind` leaves the eyes of `model` out. `tower` (a
+    directory with tower.safetensors) gives the tower's weights; None: the checkpoint's, or the published ones.
     """
 
     checkpoint: str | None = None
     model: str | None = None
+    blind: bool = False
     codec: str | None = None
     tokenizer: str | None = None
     tower: str | None = None
@@ -77,6 +78,8 @@ class InitConfig(StrictModel):
         fresh = self.checkpoint is None
         if fresh != (self.codec is not None) or fresh != (self.tokenizer is not None):
             raise ValueError("codec and tokenizer go with a fresh model; a checkpoint brings its own")
+        if self.blind and (self.model is None or self.tower is not None):
+            raise ValueError("blind goes with model, and not with tower")
         return self
 
 
@@ -115,7 +118,7 @@ class TrainConfig(StrictModel):
     checkpoint, `never` refuses a run directory that has one.
     """
 
-    root: str = "."
+    root: str = "data"
     run: str
     init: InitConfig
     trainable: list[str] = Field(min_length=1)

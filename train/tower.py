@@ -187,23 +187,24 @@ def held_out_scores(
 ) -> dict[str, float]:
     """Shares of objects (read at the token that holds their centre) and of scenes answered rightly."""
     hits: dict[str, list[Tensor]] = {}
-    grid = reader_grid(config.vision, tower)
+    grid, radii = reader_grid(config.vision, tower), list(config.radii.values())
     for rows in torch.arange(len(scenes.count)).split(256):
         part = scenes.take(rows)
         features, _ = tower(normalised(part.pixels, tower))
         read = reader(features)
-        found = read["centre"].squeeze(-1) > 0
         real = torch.arange(MAX_OBJECTS) < part.count[:, None]
         token = (part.y * grid).long().clamp(0, grid - 1) * grid + (part.x * grid).long().clamp(0, grid - 1)
-        right = {"found": found.gather(1, token)}
+        occupied = read["occupied"].squeeze(-1) > 0
+        right = {"found": occupied.gather(1, token)}
         for name, answer in object_answers(part).items():
             right[name] = read[name].argmax(-1).gather(1, token) == answer
         right["object"] = right["found"] & right["colour"] & right["shape"] & right["place"]
+        right["total"] = read["total"].mean(1).argmax(-1) == part.count - 1
+        right["scene"] = (right["object"] | ~real).all(1) & right["total"]
+        # Tokens an object's border crosses may say either; those well away from every object must say nothing.
+        right["empty"] = ~occupied[~token_targets(part, grid=grid, radii=[r + 1 / grid for r in radii])["occupied"]]
         for name, value in right.items():
-            hits.setdefault(name, []).append(value[real])
-        hits.setdefault("total", []).append(read["total"].mean(1).argmax(-1) == part.count - 1)
-        whole = (right["object"] | ~real).all(1) & (found.sum(1) == part.count)
-        hits.setdefault("scene", []).append(whole)
+            hits.setdefault(name, []).append(value[real] if value.shape == real.shape else value)
     return {name: torch.cat(values).float().mean().item() for name, values in hits.items()}
 
 

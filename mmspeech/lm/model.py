@@ -71,6 +71,7 @@ class VisionSpeechModel(nn.Module):
         self.lm = DuplexLM(config.lm)
         self.projector = None
         self.tower: nn.Module | None = None
+        self.origin: Path | None = None  # the checkpoint directory, where codec and tokenizer lie
         if config.vision is not None:
             width = source_dim(config.lm.fusion, config.lm.temporal)
             self.projector = build_projector(config.vision, dim=width)
@@ -116,11 +117,10 @@ class VisionSpeechModel(nn.Module):
         """
         from mmspeech.checkpoint import TOKENIZER, load_codec, save_model
 
-        origin = getattr(self, "origin", None)
-        if origin is None:
+        if self.origin is None:
             raise ValueError("this model has no codec and tokenizer of its own: save it with checkpoint.save_model")
         return save_model(
-            path, model=self, codec=load_codec(origin), tokenizer_file=origin / TOKENIZER, config=self.config
+            path, model=self, codec=load_codec(self.origin), tokenizer_file=self.origin / TOKENIZER, config=self.config
         )
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:

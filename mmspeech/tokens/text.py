@@ -46,8 +46,10 @@ class TextTokenizer:
         return [token for token in self._model.encode(word.strip()) if token > PAD_ID]
 
     def piece(self, token: int) -> str:
-        """The text of one id, a space where a word begins; empty for the special ids."""
-        return "" if token <= PAD_ID else self._model.id_to_piece(token).replace(WORD_START, " ")
+        """The text of one id, a space where a word begins; empty for the special ids and beyond the last."""
+        if not PAD_ID < token < self.vocab_size:
+            return ""
+        return self._model.id_to_piece(token).replace(WORD_START, " ")
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of a row of ids, without the special ones."""

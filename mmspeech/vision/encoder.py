@@ -179,8 +179,10 @@ def _build_timm(config: VisionConfig, name: str, pretrained: bool) -> tuple[nn.M
 
 
 def _timm_tokens(model: nn.Module, pixels: Tensor, *, feature_layer: int | None, keep_prefix_tokens: bool) -> Tensor:
-    """[B, S, D]: after the final norm, or as a block or stage left them; class and register tokens, which have no place in the
-    picture, are dropped unless kept."""
+    """[B, S, D] after the final norm, or as a block or stage left them.
+
+    Class and register tokens, which have no place in the picture, are dropped unless kept.
+    """
     pixels = pixels.to(next(model.parameters()).dtype)
     prefix = getattr(model, "num_prefix_tokens", 0)
     if feature_layer is not None:

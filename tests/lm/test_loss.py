@@ -112,8 +112,11 @@ def test_memorised_targets_score_one(make_model, make_codes):
 
 def test_every_parameter_learns(make_model, make_codes):
     model = make_model()
-    pictures = {"pixels": torch.randn(2, 3, 2, 2), "picture_rows": torch.arange(2), "onset_frames": torch.zeros(2).long()}
-    out = duplex_loss(model, batch_of(make_codes(model), **pictures))
+    onset = torch.zeros(2, dtype=torch.long)
+    batch = batch_of(
+        make_codes(model), pixels=torch.randn(2, 3, 2, 2), picture_rows=torch.arange(2), onset_frames=onset
+    )
+    out = duplex_loss(model, batch)
     out.loss.backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
     assert 0 < float(out.metrics["gate"]) < 1
@@ -139,9 +142,10 @@ def test_pictures_go_to_their_rows_at_their_times(make_model, make_codes):
 def test_pictures_need_a_tower(make_model, make_codes):
     model = make_model()
     model.tower = None
-    pictures = {"pixels": torch.randn(1, 3, 2, 2), "picture_rows": torch.zeros(1).long(), "onset_frames": torch.zeros(1)}
+    zero = torch.zeros(1, dtype=torch.long)
+    batch = batch_of(make_codes(model), pixels=torch.randn(1, 3, 2, 2), picture_rows=zero, onset_frames=zero)
     with pytest.raises(ValueError, match="the batch has pictures but the model has no vision tower"):
-        duplex_loss(model, batch_of(make_codes(model), **pictures))
+        duplex_loss(model, batch)
 
 
 def test_bfloat16_autocast(make_model, make_codes):

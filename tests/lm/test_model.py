@@ -175,33 +175,36 @@ def test_seven_billion_has_the_published_shapes():
     assert sum(p.numel() for name, p in model.named_parameters() if name not in adapters) == 7_687_729_152
     theirs = {key: tuple(value.shape) for key, value in export_moshivis(model.state_dict(), config).items()}
     layer = "llm.transformer.layers.31"
-    assert theirs.items() >= {
-        "llm.text_emb.weight": (32001, 4096),
-        "llm.out_norm.alpha": (1, 1, 4096),
-        "llm.text_linear.weight": (32000, 4096),
-        f"{layer}.self_attn.in_proj_weight": (12288, 4096),
-        f"{layer}.self_attn.out_proj.weight": (4096, 4096),
-        f"{layer}.norm_cross.alpha": (1, 1, 4096),
-        f"{layer}.gating.linear_in.weight": (22528, 4096),
-        f"{layer}.gating.linear_out.weight": (4096, 11264),
-        f"{layer}.cross_attention.gate.alpha.0.weight": (512, 4096),
-        f"{layer}.cross_attention.gate.alpha.2.weight": (4096, 512),
-        "llm.transformer.layers.0.cross_attention.mha.in_proj_weight": (12288, 4096),
-        "llm.transformer.layers.0.cross_attention.mha.out_proj.weight": (4096, 4096),
-        "audio_emb.15.weight": (2049, 4096),
-        "depformer_in.7.weight": (1024, 4096),
-        "depformer_text_emb.weight": (32001, 1024),
-        "depformer_emb.6.weight": (2049, 1024),
-        "depformer.layers.5.self_attn.in_proj_weight": (24576, 1024),
-        "depformer.layers.5.self_attn.out_proj.weight": (8192, 1024),
-        "depformer.layers.5.norm2.alpha": (1, 1, 1024),
-        "depformer.layers.5.gating.7.linear_in.weight": (5632, 1024),
-        "depformer.layers.5.gating.7.linear_out.weight": (1024, 2816),
-        "audio_linears.7.weight": (2048, 1024),
-        "image_prefix.proj_xa.weight": (4096, 1152),
-        "image_prefix.proj_xa.bias": (4096,),
-        "image_prefix.norm_xa.alpha": (1, 1, 4096),
-    }.items()
+    assert (
+        theirs.items()
+        >= {
+            "llm.text_emb.weight": (32001, 4096),
+            "llm.out_norm.alpha": (1, 1, 4096),
+            "llm.text_linear.weight": (32000, 4096),
+            f"{layer}.self_attn.in_proj_weight": (12288, 4096),
+            f"{layer}.self_attn.out_proj.weight": (4096, 4096),
+            f"{layer}.norm_cross.alpha": (1, 1, 4096),
+            f"{layer}.gating.linear_in.weight": (22528, 4096),
+            f"{layer}.gating.linear_out.weight": (4096, 11264),
+            f"{layer}.cross_attention.gate.alpha.0.weight": (512, 4096),
+            f"{layer}.cross_attention.gate.alpha.2.weight": (4096, 512),
+            "llm.transformer.layers.0.cross_attention.mha.in_proj_weight": (12288, 4096),
+            "llm.transformer.layers.0.cross_attention.mha.out_proj.weight": (4096, 4096),
+            "audio_emb.15.weight": (2049, 4096),
+            "depformer_in.7.weight": (1024, 4096),
+            "depformer_text_emb.weight": (32001, 1024),
+            "depformer_emb.6.weight": (2049, 1024),
+            "depformer.layers.5.self_attn.in_proj_weight": (24576, 1024),
+            "depformer.layers.5.self_attn.out_proj.weight": (8192, 1024),
+            "depformer.layers.5.norm2.alpha": (1, 1, 1024),
+            "depformer.layers.5.gating.7.linear_in.weight": (5632, 1024),
+            "depformer.layers.5.gating.7.linear_out.weight": (1024, 2816),
+            "audio_linears.7.weight": (2048, 1024),
+            "image_prefix.proj_xa.weight": (4096, 1152),
+            "image_prefix.proj_xa.bias": (4096,),
+            "image_prefix.norm_xa.alpha": (1, 1, 4096),
+        }.items()
+    )
     assert len(theirs) == 515 - 31 * 2 + 3
 
 

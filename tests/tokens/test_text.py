@@ -37,9 +37,7 @@ def test_text_comes_back(tokenizer):
         assert all(token > 3 for token in tokens)
         assert tokenizer.decode([3, *tokens, 0]) == sentence
     assert tokenizer.piece(tokenizer.encode("hello")[0]).startswith(" ")
-    assert tokenizer.encode("\u03a9") in ([], tokenizer.encode(""), [tokenizer.encode("a")[0]]) or all(
-        token > 3 for token in tokenizer.encode("\u03a9")
-    )
+    assert tokenizer.decode(tokenizer.encode("red \u03a9 circle")) == "red  circle"
 
 
 def test_it_loads_again(tokenizer):
@@ -83,7 +81,7 @@ def test_foreign_ids_are_refused(tmp_path):
     import sentencepiece
 
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES), model_prefix=str(tmp_path / "other"), vocab_size=40, minloglevel=2, pad_id=-1
+        sentence_iterator=iter(SENTENCES), model_prefix=str(tmp_path / "other"), vocab_size=30, minloglevel=2, pad_id=-1
     )
     with pytest.raises(TokenizerError, match=r"are \(0, 1, 2, -1\), expected \(0, 1, 2, 3\)"):
         TextTokenizer(tmp_path / "other.model")

@@ -28,7 +28,10 @@ def make_planner(weights=((1.0, None), (1.0, None)), progress_of=lambda batches:
     return Planner(list(zip(sets, configs, strict=True)), config=config, seed=5, progress_of=progress_of)
 
 
-def take(planner, count, position=Position()):
+START = Position()
+
+
+def take(planner, count, position=START):
     return list(itertools.islice(planner.plans(position), count))
 
 

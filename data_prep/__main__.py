@@ -1,0 +1,121 @@
+"""`python -m data_prep VERB`: from a rendered world to checked shards. Every step can be killed and run again."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmspeech.config import ConfigError
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+OutDir = Annotated[Path, typer.Option(help="Folder to write to.")]
+Split = Annotated[str, typer.Option(help="train, valid or test; no arrangement of objects is in two of them.")]
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """ "i/n" -> (i, n). Raises ConfigError."""
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise ConfigError(f"--shard {text}: expected i/n with 0 <= i < n, e.g. 0/2")
+    return int(index), int(count)
+
+
+@app.command()
+def scenes(
+    out: OutDir,
+    count: Annotated[int, typer.Option(min=1)],
+    seed: int = 0,
+    split: Split = "train",
+    size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
+    blind_share: Annotated[float, typer.Option(min=0, max=1, help="Share of calls without a picture.")] = 0.0,
+    shard: str = "0/1",
+) -> None:
+    """Render pictures and write dialogues about them."""
+    from data_prep.scenes import make_scenes
+
+    make_scenes(
+        out, count=count, seed=seed, split=split, size_px=size_px, blind_share=blind_share, shard=shard_of(shard)
+    )
+
+
+@app.command()
+def render(scene: Path, out: Annotated[Path, typer.Option()], size_px: int = 96) -> None:
+    """Draw one scene JSON into a picture."""
+    from data_prep.render import render_file
+
+    render_file(scene, out, size_px=size_px)
+
+
+@app.command()
+def speak(
+    data: Annotated[Path, typer.Option(help="Folder of the `scenes` verb.")],
+    out: OutDir,
+    seed: int = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    shard: str = "0/1",
+) -> None:
+    """Voice both sides of every dialogue into stereo wav with word times."""
+    from data_prep.speak import Timing
+    from data_prep.speak import speak as voice_dialogues
+
+    if failed := voice_dialogues(data, out, seed=seed, jobs=jobs, timing=Timing(), shard=shard_of(shard)):
+        typer.echo(f"{failed} dialogues could not be voiced; each has an .err file in {out}", err=True)
+
+
+@app.command()
+def questions(
+    out: OutDir,
+    name: Annotated[str, typer.Option(help="known, unseen, talk, pause or barge.")],
+    count: Annotated[int, typer.Option(min=1)] = 200,
+    seed: int = 0,
+    split: Split = "test",
+    size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
+) -> None:
+    """Write spoken questions with known answers for `python -m eval --tasks spoken_vqa`."""
+    from data_prep.questions import make_questions
+
+    make_questions(out, name=name, count=count, seed=seed, split=split, size_px=size_px)
+
+
+@app.command()
+def tokenizer(
+    out: Annotated[Path, typer.Option(help="The file to write (tokenizer.model).")],
+    vocab_size: int = 512,
+    count: Annotated[int, typer.Option(min=1, help="Scenes whose sentences it learns from.")] = 1500,
+    seed: int = 0,
+) -> None:
+    """Train the text tokenizer on what the world's people say."""
+    import numpy as np
+
+    from data_prep.dialogue import model_sentences, user_sentences
+    from data_prep.world import random_scene
+    from mmspeech.tokens.text import train_tokenizer
+
+    rng = np.random.default_rng(seed)
+    worlds = [random_scene(rng, split="train") for _ in range(count)]
+    sentences = model_sentences(rng, worlds, per_scene=4) + user_sentences(rng, worlds, per_scene=4)
+    train_tokenizer(sentences, vocab_size, out)
+
+
+def _passed_on(verb: str) -> None:
+    """Verbs with a command line of their own."""
+    from importlib import import_module
+
+    sys.exit(import_module(f"data_prep.{verb}").main(sys.argv[2:]))
+
+
+def main() -> None:
+    """Bad input ends in one line on stderr and exit code 2."""
+    try:
+        if len(sys.argv) > 1 and sys.argv[1] in ("encode", "pack"):
+            _passed_on(sys.argv[1])
+        app()
+    except (ConfigError, OSError, ValueError) as error:
+        typer.echo(f"data_prep: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""`questions`: spoken questions with known answers, as manifests that `python -m eval --tasks spoken_vqa` reads."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import soundfile
+
+from data_prep.dialogue import Turn, small_talk_turn, visual_turn
+from data_prep.effects import user_channel
+from data_prep.render import render_png
+from data_prep.scenes import item_rng, write_atomic
+from data_prep.speak import SAMPLE_RATE_HZ, Timing, Track, model_says, say_question
+from data_prep.tts import random_voice
+from data_prep.world import Scene, random_scene
+from mmspeech.config import ConfigError
+
+QuestionSet = Literal["known", "unseen", "talk", "pause", "barge"]
+SETS: tuple[QuestionSet, ...] = ("known", "unseen", "talk", "pause", "barge")
+LEAD_SEC = 0.5
+INTERRUPT_AFTER_SEC = 1.3  # of the first question's end: the model is in the middle of its answer
+LONG_ANSWER_SEC = 1.9
+
+
+def make_questions(
+    out: Path, *, name: QuestionSet, count: int, seed: int, split: str, size_px: int, clean: bool = False
+) -> Path:
+    """Write `count` questions (wav and picture) to out/NAME/ and the manifest out/NAME.jsonl last; returns it.
+
+    known: voices of training; unseen: held-out voices; talk: small talk, no picture; pause: a pause inside every
+    question; barge: a second question that interrupts the answer to the first. `clean`: no room, noise or telephone.
+    """
+    from rich.progress import track
+
+    if name not in SETS:
+        raise ConfigError(f"question set {name!r}: expected one of {', '.join(SETS)}")
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for index in track(range(count), description=f"questions {name}"):
+        rng = item_rng(seed, split, index, f"question {name}")
+        lines.append(_make_one(folder, f"{name}_{index:05d}", name=name, rng=rng, split=split, size_px=size_px, clean=clean))
+    manifest = out / f"{name}.jsonl"
+    write_atomic(manifest, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    return manifest
+
+
+def _make_one(
+    folder: Path, stem: str, *, name: QuestionSet, rng: np.random.Generator, split: str, size_px: int, clean: bool
+) -> dict:
+    scene = random_scene(rng, split=split)
+    turns = _turns(scene, name, rng)
+    voice = random_voice(rng, held_out=name == "unseen")
+    timing = Timing(pause_share=1.0 if name == "pause" else 0.0)
+    track, end_sec, starts = Track(), LEAD_SEC, []
+    for number, turn in enumerate(turns):
+        starts.append(end_sec + (INTERRUPT_AFTER_SEC if number else 0.0))
+        end_sec = say_question(track, turn.question, voice, starts[-1], rng, timing)
+    wave = user_channel(track.wave(int((end_sec + 0.2) * SAMPLE_RATE_HZ)), rng, clean=clean)
+    soundfile.write(folder / f"{stem}.wav", wave, SAMPLE_RATE_HZ, subtype="PCM_16")
+    line = {
+        "id": stem,
+        "audio": f"{name}/{stem}.wav",
+        "image": None if name == "talk" else f"{name}/{stem}.png",
+        "question": " ".join(turns[-1].question.replace("|", " ").split()),
+        "answers": list(turns[-1].answers),
+        "reply": turns[-1].answer,
+        "kind": turns[-1].kind,
+        "voice": voice.key,
+        "question_end_sec": round(end_sec, 3),
+    }
+    if name != "talk":
+        write_atomic(folder / f"{stem}.png", render_png(scene, size_px=size_px))
+    if len(turns) > 1:
+        line |= {"barge_start_sec": round(starts[-1], 3), "first_question": turns[0].question.replace("| ", "")}
+    return line
+
+
+def _turns(scene: Scene, name: QuestionSet, rng: np.random.Generator) -> list[Turn]:
+    """The questions of one line: one, or for `barge` one with a long answer and the one that interrupts it."""
+    if name == "talk":
+        return [small_talk_turn(rng)]
+    turn = visual_turn(scene, rng)
+    while name == "pause" and "|" not in turn.question.split():
+        turn = visual_turn(scene, rng)
+    if name != "barge":
+        return [turn]
+    for _ in range(1000):
+        first = visual_turn(scene, rng) if rng.random() < 0.7 else small_talk_turn(rng)
+        if model_says(first.answer).duration_sec >= LONG_ANSWER_SEC and first.question != turn.question:
+            return [first, turn]
+    raise RuntimeError("found no question with a long answer in 1000 tries")
