@@ -24,6 +24,7 @@ from mmspeech.types import Batch, Sample, Word
 Variant = Literal["dialogue", "speechless", "transcribe"]
 NOTHING = -1
 SPEECH_BEFORE_FRAMES, SPEECH_AFTER_FRAMES = 1, 3  # word times are a little tight, and a voice fades
+CROP_PAUSE_FRAMES = 25  # the longest silence a crop begins with
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class PictureFormat:
 class Layout:
     """Lays one call out on the frame grid.
 
-    `silence_codes` [K] and `codebook_size` are the codec's. A call longer than `max_frames` is cropped at random.
+    `silence_codes` [K] and `codebook_size` are the codec's. A call longer than `max_frames` is cropped.
     Frames where the model is silent take part in the audio loss with probability `silent_share`.
     `transcribe_delay_frames`: how late the user's words come on the text stream of the transcribe variant.
     """
@@ -144,18 +145,31 @@ class Layout:
 
 
 def crop(sample: Sample, *, max_frames: int, rng: np.random.Generator) -> Sample:
-    """At most `max_frames` frames from a random place; words and pictures keep their place in the sound.
+    """At most `max_frames` frames; words and pictures keep their place in the sound.
 
-    A word cut by the beginning is dropped; a picture that appeared before it is there from frame 0.
+    The beginning is drawn from the pauses before the user's turns, so that no answer loses its question. A picture that
+    appeared before it is there from frame 0.
     """
     extra = sample.codes.shape[1] - max_frames
     if extra <= 0:
         return sample
-    start = int(rng.integers(0, extra + 1))
+    start = int(rng.choice(_turn_starts(sample.words, extra)))
     start_sec, end_sec = start / FRAME_RATE_HZ, (start + max_frames) / FRAME_RATE_HZ
     words = [_shifted(w, -start_sec) for w in sample.words if start_sec <= w.start_sec < end_sec]
     visuals = [replace(v, start_sec=max(0.0, v.start_sec - start_sec)) for v in sample.visuals if v.start_sec < end_sec]
     return replace(sample, codes=sample.codes[:, start : start + max_frames], words=words, visuals=visuals)
+
+
+def _turn_starts(words: list[Word], last_frame: int) -> list[int]:
+    """Frames up to `last_frame` shortly before a turn of the user's, after the model's last word (or the beginning)."""
+    starts, silent_from_sec, before = [], 0.0, "main"
+    for word in sorted(words, key=lambda w: w.start_sec):
+        if (before, word.speaker) == ("main", "user"):
+            last = math.floor(word.start_sec * FRAME_RATE_HZ)
+            first = max(math.ceil(silent_from_sec * FRAME_RATE_HZ), last - CROP_PAUSE_FRAMES)
+            starts.extend(range(first, min(last, last_frame) + 1))
+        silent_from_sec, before = max(silent_from_sec, word.end_sec), word.speaker
+    return starts or [0]
 
 
 def speaking_frames(words: list[Word], num_frames: int, *, speaker: str, widened: bool = True) -> Tensor:

@@ -30,14 +30,16 @@ def load_image(source: str | Path | bytes | Image.Image, *, max_pixels: int = MA
     16-bit and float greys are scaled to 8 bits. Raises ImageError for what is missing, empty, cut off, not a picture,
     or has more than `max_pixels` (told from the header, before anything is decoded).
     """
-    if isinstance(source, Image.Image):
-        _check_size(source, "picture", max_pixels)
-        return _decode(source, "picture")
-    name = "picture" if isinstance(source, bytes) else str(source)
-    opened = _open(source, name)
-    with opened:
-        _check_size(opened, name, max_pixels)
-        return _decode(opened, name)
+    with warnings.catch_warnings():
+        # What Pillow warns of is either harmless or becomes an error of ours.
+        warnings.filterwarnings("ignore", module="PIL")
+        if isinstance(source, Image.Image):
+            _check_size(source, "picture", max_pixels)
+            return _decode(source, "picture")
+        name = "picture" if isinstance(source, bytes) else str(source)
+        with _open(source, name) as opened:
+            _check_size(opened, name, max_pixels)
+            return _decode(opened, name)
 
 
 def to_pixels(
@@ -90,10 +92,7 @@ def _open(source: str | Path | bytes, name: str) -> Image.Image:
     if empty:
         raise ImageError(f"{name}: is empty (0 bytes); expected a picture ({_FORMATS})")
     try:
-        with warnings.catch_warnings():
-            # Our own limit is lower and an error, not a warning.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(data)
+        return Image.open(data)
     except Image.DecompressionBombError as error:
         raise ImageError(
             f"{name}: has far more than {MAX_PIXELS / 1e6:g} million pixels; scale it down first"

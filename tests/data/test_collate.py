@@ -104,8 +104,19 @@ def test_crop_keeps_words_and_pictures_with_their_sound():
         for word in cut.words:
             assert (word.text, round(word.start_sec / FRAME_SEC - 0.125)) in whole
             assert 0 <= word.start_sec < 60 * FRAME_SEC
+        assert min(starts) <= 10  # the question is whole
         onset = int(cut.visuals[0].start_sec / FRAME_SEC)
         assert onset in {max(0, 5 - s) for s in starts}
+
+
+def test_crops_begin_between_turns():
+    sample = make_sample(200)
+    later = [Word("what", 120 * FRAME_SEC, 130 * FRAME_SEC, "user"), Word("yes", 140 * FRAME_SEC, 144 * FRAME_SEC)]
+    sample.words += later
+    begins = {crop(sample, max_frames=60, rng=np.random.default_rng(seed)).words[0].text for seed in range(60)}
+    assert begins == {"what"}
+    sample.words = [word for word in sample.words if word.speaker == "main"]
+    assert torch.equal(crop(sample, max_frames=60, rng=np.random.default_rng(1)).codes, sample.codes[:, :60])
 
 
 def test_a_picture_after_the_crop_is_not_seen():
