@@ -3,7 +3,8 @@
 import numpy as np
 from scipy import signal
 
-SAMPLE_RATE_HZ = 24_000
+from data_prep.files import SAMPLE_RATE_HZ
+
 SPEECH_RMS = 0.08  # of a synthesised voice at peak 0.5
 
 

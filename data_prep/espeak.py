@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 
 from data_prep.phones import from_espeak
+from mmspeech.config import ConfigError
 
 _SYNCHRONOUS = 2
 _PHONEME_EVENTS = 0x0001
@@ -44,7 +45,9 @@ class _Engine:
         try:
             self.library = ctypes.CDLL("libespeak-ng.so.1")
         except OSError as error:
-            raise FileNotFoundError("cannot load libespeak-ng.so.1: apt install libespeak-ng1") from error
+            raise FileNotFoundError(
+                "espeak-ng is not installed (libespeak-ng.so.1): apt install libespeak-ng1"
+            ) from error
         self.sample_rate = self.library.espeak_Initialize(_SYNCHRONOUS, 0, None, _PHONEME_EVENTS | _DONT_EXIT)
         if self.sample_rate <= 0:
             raise FileNotFoundError("espeak-ng found no voice data: apt install espeak-ng-data")
@@ -72,12 +75,13 @@ class _Engine:
         if name == self.voice:
             return
         if self.library.espeak_SetVoiceByName(name.encode()) != 0:
-            raise ValueError(f"espeak-ng has no voice {name!r}; `espeak-ng --voices=en` lists what it has")
+            raise ConfigError(f"espeak-ng has no voice {name!r}; `espeak-ng --voices=en` lists what it has")
         self.voice = name
 
 
 @cache
-def _engine() -> _Engine:
+def load() -> _Engine:
+    """The synthesiser, ready to speak. Raises FileNotFoundError when it or its voice data is not installed."""
     return _Engine()
 
 
@@ -91,11 +95,21 @@ def _timed_phones(engine: _Engine, samples: int) -> list[tuple[str, float, float
     return [phone for phone in phones if phone[2] > phone[1]]
 
 
+def _spans(engine: _Engine, text: str) -> list[tuple[int, int]]:
+    """(first character, characters) of each word event. espeak-ng joins some words ("on the") and tells the first only;
+    where that leaves most of the text untold, every event reaches to the next."""
+    spans = [(first, length) for first, length, _ in engine.words]
+    if 2 * sum(length for _, length in spans) >= sum(char.isalpha() for char in text):
+        return spans
+    bounds = [first for first, _ in spans] + [len(text)]
+    return [(first, after - first) for first, after in zip(bounds, bounds[1:], strict=False)]
+
+
 def _timed_words(engine: _Engine, text: str, phones) -> list[tuple[str, float, float]]:
     """Words end where their last phone that is no silence ends."""
     starts = [start / engine.sample_rate for _, _, start in engine.words]
     words = []
-    for k, (first, length, _) in enumerate(engine.words):
+    for k, (first, length) in enumerate(_spans(engine, text)):
         limit = starts[k + 1] if k + 1 < len(starts) else float("inf")
         ends = [end for phone, start, end in phones if phone != "sil" and starts[k] - 1e-4 <= start < limit - 1e-4]
         if ends:
@@ -107,16 +121,16 @@ def synthesise(text: str, *, name: str, pitch: float, rate: float):
     """Speak `text`: (wave float32 [N], sample rate, words, phones); words and phones are (text, start_sec, end_sec).
 
     `name` may carry a variant ("en-us+f2"); `rate` is a factor, `pitch` about one. Raises FileNotFoundError when
-    espeak-ng is not installed, ValueError for an unknown voice.
+    espeak-ng is not installed, ConfigError for an unknown voice.
     """
-    engine = _engine()
+    engine = load()
     engine.set_voice(name)
     engine.library.espeak_SetParameter(_RATE, int(_RATE_WORDS_PER_MIN * rate), 0)
     engine.library.espeak_SetParameter(_PITCH, int(np.clip(_PITCH_MIDDLE * (1 + 2 * (pitch - 1)), 0, 99)), 0)
     engine.blocks, engine.words, engine.phones = [], [], []
     data = text.encode("ascii")
     if engine.library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _UTF8, None, None) != 0:
-        raise ValueError(f"espeak-ng could not speak {text!r}")
+        raise ConfigError(f"espeak-ng could not speak {text!r}")
     samples = np.concatenate(engine.blocks).astype(np.float32) / 32768.0
     phones = _timed_phones(engine, len(samples))
     return samples, engine.sample_rate, _timed_words(engine, text, phones), phones

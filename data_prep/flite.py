@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 
 from data_prep.phones import from_flite
+from mmspeech.config import ConfigError
 
 VOICES = ("slt", "awb", "rms", "kal", "kal16")
 
@@ -45,11 +46,12 @@ def _load(name: str) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
-        raise FileNotFoundError(f"cannot load {name} (the flite synthesiser): apt install libflite1") from error
+        raise FileNotFoundError(f"flite is not installed ({name}): apt install libflite1") from error
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def load() -> ctypes.CDLL:
+    """The synthesiser, ready to speak. Raises FileNotFoundError when it is not installed."""
     library = _load("libflite.so.1")
     for name in ("libflite_cmulex.so.1", "libflite_usenglish.so.1"):
         _load(name)
@@ -64,8 +66,8 @@ def _library() -> ctypes.CDLL:
 def _voice(name: str) -> int:
     """Address of the registered voice."""
     if name not in VOICES:
-        raise ValueError(f"flite has no voice {name!r}; expected one of {', '.join(VOICES)}")
-    _library()
+        raise ConfigError(f"flite has no voice {name!r}; expected one of {', '.join(VOICES)}")
+    load()
     register = getattr(_load(f"libflite_cmu_us_{name}.so.1"), f"register_cmu_us_{name}")
     register.restype, register.argtypes = c_void_p, [c_char_p]
     return register(None)
@@ -92,9 +94,10 @@ def _phones(library: ctypes.CDLL, utterance: int) -> list[tuple[str, float, floa
 def synthesise(text: str, *, name: str, pitch: float, rate: float):
     """Speak `text`: (wave float32 [N], sample rate, words, phones); words and phones are (text, start_sec, end_sec).
 
-    `pitch` and `rate` are factors on the voice's own. Raises FileNotFoundError when flite is not installed.
+    `pitch` and `rate` are factors on the voice's own. Raises FileNotFoundError when flite is not
+    installed, ConfigError for an unknown voice.
     """
-    library, voice = _library(), _voice(name)
+    library, voice = load(), _voice(name)
     features = ctypes.cast(voice, POINTER(_Voice)).contents.features
     library.feat_set_float(features, b"f0_shift", pitch)
     library.feat_set_float(features, b"duration_stretch", 1.0 / rate)

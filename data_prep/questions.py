@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import soundfile
 
 from data_prep.dialogue import Turn, small_talk_turn, visual_turn
 from data_prep.effects import user_channel
+from data_prep.files import SAMPLE_RATE_HZ, write_atomic, write_wav
 from data_prep.render import render_png
-from data_prep.scenes import item_rng, write_atomic
-from data_prep.speak import SAMPLE_RATE_HZ, Timing, Track, model_says, say_question
-from data_prep.tts import random_voice
+from data_prep.scenes import item_rng
+from data_prep.speak import Timing, Track, model_says, plain_text, say_question
+from data_prep.tts import random_voice, require_synthesisers
 from data_prep.world import Scene, random_scene
 from mmspeech.config import ConfigError
 
@@ -30,18 +30,24 @@ def make_questions(
 
     known: voices of training; unseen: held-out voices; talk: small talk, no picture; pause: a pause inside every
     question; barge: a second question that interrupts the answer to the first. `clean`: no room, noise or telephone.
+    None is left out: raises ConfigError when one cannot be made or for an unknown set or split, FileNotFoundError when
+    a synthesiser is not installed.
     """
     from rich.progress import track
 
     if name not in SETS:
         raise ConfigError(f"question set {name!r}: expected one of {', '.join(SETS)}")
+    require_synthesisers()
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
+    manifest = out / f"{name}.jsonl"
     lines = []
     for index in track(range(count), description=f"questions {name}"):
-        rng = item_rng(seed, split, index, f"question {name}")
-        lines.append(_make_one(folder, f"{name}_{index:05d}", name=name, rng=rng, split=split, size_px=size_px, clean=clean))
-    manifest = out / f"{name}.jsonl"
+        stem, rng = f"{name}_{index:05d}", item_rng(seed, split, index, f"question {name}")
+        try:
+            lines.append(_make_one(folder, stem, name=name, rng=rng, split=split, size_px=size_px, clean=clean))
+        except ConfigError as error:
+            raise ConfigError(f"{manifest}: not written, question {stem} cannot be made: {error}") from error
     write_atomic(manifest, "".join(json.dumps(line) + "\n" for line in lines).encode())
     return manifest
 
@@ -58,12 +64,12 @@ def _make_one(
         starts.append(end_sec + (INTERRUPT_AFTER_SEC if number else 0.0))
         end_sec = say_question(track, turn.question, voice, starts[-1], rng, timing)
     wave = user_channel(track.wave(int((end_sec + 0.2) * SAMPLE_RATE_HZ)), rng, clean=clean)
-    soundfile.write(folder / f"{stem}.wav", wave, SAMPLE_RATE_HZ, subtype="PCM_16")
+    write_wav(folder / f"{stem}.wav", wave)
     line = {
         "id": stem,
         "audio": f"{name}/{stem}.wav",
         "image": None if name == "talk" else f"{name}/{stem}.png",
-        "question": " ".join(turns[-1].question.replace("|", " ").split()),
+        "question": plain_text(turns[-1].question),
         "answers": list(turns[-1].answers),
         "reply": turns[-1].answer,
         "kind": turns[-1].kind,
@@ -73,7 +79,7 @@ def _make_one(
     if name != "talk":
         write_atomic(folder / f"{stem}.png", render_png(scene, size_px=size_px))
     if len(turns) > 1:
-        line |= {"barge_start_sec": round(starts[-1], 3), "first_question": turns[0].question.replace("| ", "")}
+        line |= {"barge_start_sec": round(starts[-1], 3), "first_question": plain_text(turns[0].question)}
     return line
 
 
@@ -90,4 +96,4 @@ def _turns(scene: Scene, name: QuestionSet, rng: np.random.Generator) -> list[Tu
         first = visual_turn(scene, rng) if rng.random() < 0.7 else small_talk_turn(rng)
         if model_says(first.answer).duration_sec >= LONG_ANSWER_SEC and first.question != turn.question:
             return [first, turn]
-    raise RuntimeError("found no question with a long answer in 1000 tries")
+    raise ConfigError("no question with a long answer in 1000 tries; choose another --seed")

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from data_prep.files import write_atomic
 from data_prep.world import Scene, SceneObject, load_scene
+from mmspeech.config import ConfigError
 
 MIN_SIZE_PX, MAX_SIZE_PX = 96, 448
 _SUPERSAMPLING = 4
@@ -71,10 +73,10 @@ def _background(scene: Scene, size_px: int, rng: np.random.Generator) -> Image.I
 def render(scene: Scene, *, size_px: int = 96) -> Image.Image:
     """The picture of `scene`, RGB, size_px x size_px; the same scene and size always give the same pixels.
 
-    Raises ValueError when size_px is outside 96..448.
+    Raises ConfigError when size_px is outside 96..448.
     """
     if not MIN_SIZE_PX <= size_px <= MAX_SIZE_PX:
-        raise ValueError(f"size {size_px} px; expected {MIN_SIZE_PX} to {MAX_SIZE_PX}")
+        raise ConfigError(f"size {size_px} px; expected {MIN_SIZE_PX} to {MAX_SIZE_PX}")
     rng = np.random.default_rng(scene.seed)
     # Drawn large and scaled down; the background is smooth, so it is made small and scaled up.
     picture = _background(scene, size_px, rng)
@@ -92,11 +94,16 @@ def render(scene: Scene, *, size_px: int = 96) -> Image.Image:
 
 
 def render_png(scene: Scene, *, size_px: int = 96) -> bytes:
+    """The picture of `scene` as the bytes of a PNG file."""
     buffer = io.BytesIO()
     render(scene, size_px=size_px).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def render_file(scene_path: Path, out: Path, *, size_px: int) -> None:
-    """`render` verb: draw the scene of a JSON file into a picture file."""
-    out.write_bytes(render_png(load_scene(scene_path), size_px=size_px))
+    """`render` verb: draw the scene of a JSON file into a PNG file. Raises ConfigError or FileNotFoundError."""
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"{out}: expected a name that ends in .png, the only format that is written")
+    picture = render_png(load_scene(scene_path), size_px=size_px)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, picture)

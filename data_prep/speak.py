@@ -2,20 +2,20 @@
 
 import json
 import multiprocessing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from pydantic import Field
 
 from data_prep.effects import user_channel
-from data_prep.scenes import item_rng, write_atomic
-from data_prep.tts import MODEL_VOICE, Utterance, Voice, random_voice, synthesise
+from data_prep.files import SAMPLE_RATE_HZ, write_atomic, write_wav
+from data_prep.scenes import DialogueRecord, item_rng, load_dialogue
+from data_prep.tts import MODEL_VOICE, Utterance, Voice, random_voice, require_synthesisers, synthesise
 from mmspeech.config import ConfigError, StrictModel
 
-SAMPLE_RATE_HZ = 24_000
 FADE_SEC = 0.05
 LONG_ANSWER_SEC = 1.4
 
@@ -56,6 +56,7 @@ class Track:
         return end_sec
 
     def wave(self, length: int) -> np.ndarray:
+        """The whole side as float32 [length] at 24 kHz."""
         out = np.zeros(length, np.float32)
         for start_sec, piece in self.pieces:
             start = int(start_sec * SAMPLE_RATE_HZ)
@@ -73,10 +74,11 @@ class SpokenCall:
 
 @lru_cache(maxsize=20_000)
 def model_says(text: str) -> Utterance:
+    """An answer in the model's voice; the same object every time."""
     return synthesise(text, MODEL_VOICE)
 
 
-def question_parts(question: str, rng: np.random.Generator, timing: Timing, *, pause: bool) -> list[str]:
+def question_parts(question: str, rng: np.random.Generator, *, pause: bool) -> list[str]:
     """The question in one part, or cut at one of its marks where the speaker pauses."""
     words = question.split()
     marks = [index for index, word in enumerate(words) if word == "|"]
@@ -90,15 +92,22 @@ def question_parts(question: str, rng: np.random.Generator, timing: Timing, *, p
 def say_question(track: Track, question: str, voice: Voice, start_sec: float, rng, timing: Timing) -> float:
     """Lay a question down, perhaps with a pause inside; returns where it ends."""
     end_sec = start_sec
-    parts = question_parts(question, rng, timing, pause=rng.random() < timing.pause_share)
+    parts = question_parts(question, rng, pause=rng.random() < timing.pause_share)
     for number, part in enumerate(parts):
         start_sec = end_sec + (rng.uniform(*timing.pause_sec) if number else 0.0)
         end_sec = track.add(synthesise(part, voice), start_sec)
     return end_sec
 
 
+class OtherCallError(ConfigError):
+    """A folder that holds another call under the same name."""
+
+
 def speak_dialogue(turns: list[dict], *, voice: Voice, rng: np.random.Generator, timing: Timing) -> SpokenCall:
-    """Lay a dialogue out in time: gaps, pauses, barge-ins, stretches of quiet."""
+    """Lay a dialogue out in time: gaps, pauses, barge-ins, stretches of quiet.
+
+    turns: dicts of the fields of scenes.TurnRecord; the record's turns have the times (seconds) and `interrupted` too.
+    """
     model, user, records = Track(), Track(), []
     now_sec = rng.uniform(*timing.start_sec)
     cut_after: dict | None = None  # the answer that the next question interrupts
@@ -112,7 +121,7 @@ def speak_dialogue(turns: list[dict], *, voice: Voice, rng: np.random.Generator,
         answer = model_says(turn["answer"])
         start = question_end + rng.uniform(*timing.answer_gap_sec)
         record = turn | {
-            "question": " ".join(turn["question"].replace("|", " ").split()),
+            "question": plain_text(turn["question"]),
             "question_start_sec": now_sec,
             "question_end_sec": question_end,
             "answer_start_sec": start,
@@ -154,25 +163,49 @@ def _mixed(model: Track, user: Track, records: list[dict], *, end_sec: float, rn
 
 
 def speak_item(source: Path, out: Path, *, seed: int, timing: Timing) -> dict:
-    """Voice one NAME.dialogue.json into out/NAME.wav and .json; returns its manifest entry. Done work is kept."""
+    """Voice one NAME.dialogue.json into out/NAME.wav and .json; returns its manifest entry. Done work is kept.
+
+    Raises ConfigError for a broken dialogue or one that cannot be spoken, OtherCallError when out/NAME.json is of
+    another dialogue.
+    """
     name = source.name.removesuffix(".dialogue.json")
-    wav, record_path = out / f"{name}.wav", out / f"{name}.json"
-    if record_path.is_file():
-        return json.loads(record_path.read_text(encoding="utf-8"))["entry"]
-    dialogue = json.loads(source.read_text(encoding="utf-8"))
-    rng = item_rng(seed, dialogue["split"], int(name), "speak")
+    if not name.isdigit():
+        raise ConfigError(f"{source}: expected a number as its name, as `python -m data_prep scenes` gives")
+    dialogue = load_dialogue(source)
+    wav, record_path, picture = (out / f"{name}{suffix}" for suffix in (".wav", ".json", ".png"))
+    if record_path.is_file() and wav.is_file() and (dialogue.kind == "blind" or picture.is_file()):
+        return _entry_of(record_path, dialogue)
+    rng = item_rng(seed, dialogue.split, int(name), "speak")
     voice = random_voice(rng, held_out=False)
-    call = speak_dialogue(dialogue["turns"], voice=voice, rng=rng, timing=timing)
-    entry = {"path": wav.name, "duration": round(len(call.wave) / SAMPLE_RATE_HZ, 3), "kind": dialogue["kind"]}
+    turns = [turn.model_dump(mode="json") for turn in dialogue.turns]
+    call = speak_dialogue(turns, voice=voice, rng=rng, timing=timing)
+    entry = {"path": wav.name, "duration": round(len(call.wave) / SAMPLE_RATE_HZ, 3), "kind": dialogue.kind}
     visuals = []
-    if dialogue["kind"] == "visual":
-        write_atomic(out / f"{name}.png", source.with_name(f"{name}.png").read_bytes())
-        visuals = [{"kind": "image", "path": f"{name}.png", "start_sec": 0.0}]
-    temporary = wav.with_suffix(".wav.tmp")
-    soundfile.write(temporary, call.wave, SAMPLE_RATE_HZ, subtype="PCM_16", format="WAV")
-    temporary.replace(wav)
-    facts = {"visuals": visuals, "voice": voice.model_dump(), "split": dialogue["split"], "entry": entry}
+    if dialogue.kind == "visual":
+        write_atomic(picture, source.with_name(picture.name).read_bytes())
+        visuals = [{"kind": "image", "path": picture.name, "start_sec": 0.0}]
+    write_wav(wav, call.wave)
+    facts = {"visuals": visuals, "voice": voice.model_dump(), "split": dialogue.split, "entry": entry}
     write_atomic(record_path, json.dumps(call.record | facts).encode())
+    return entry
+
+
+def plain_text(question: str) -> str:
+    """A question without its pause marks."""
+    return " ".join(question.replace("|", " ").split())
+
+
+def _entry_of(record_path: Path, dialogue: DialogueRecord) -> dict:
+    """The manifest entry of a call that was voiced before."""
+    try:
+        record = json.loads(record_path.read_text(encoding="utf-8"))
+        entry, spoken = record["entry"], [turn["question"] for turn in record["turns"]]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{record_path}: not the json of a call; delete it and run this again") from error
+    if spoken != [plain_text(turn.question) for turn in dialogue.turns]:
+        raise OtherCallError(
+            f"{record_path}: holds another call than {dialogue.turns[0].question!r} begins; choose another --out folder"
+        )
     return entry
 
 
@@ -180,32 +213,46 @@ def _speak_one(job: tuple[Path, Path, int, Timing]) -> tuple[Path, dict | None, 
     source, out, seed, timing = job
     try:
         return source, speak_item(source, out, seed=seed, timing=timing), ""
-    except (ValueError, OSError, KeyError) as error:
+    except OtherCallError:
+        raise
+    except (ValueError, OSError) as error:
         return source, None, f"{type(error).__name__}: {error}"
+
+
+def _results(work: list[tuple], jobs: int) -> Iterator[tuple[Path, dict | None, str]]:
+    """What _speak_one makes of each job, in order; in this process when there is one job only."""
+    if jobs == 1:
+        yield from map(_speak_one, work)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        yield from pool.imap(_speak_one, work, chunksize=8)
 
 
 def speak(data: Path, out: Path, *, seed: int, jobs: int, timing: Timing, shard: tuple[int, int] = (0, 1)) -> int:
     """Voice every dialogue of `data` into `out`; the manifest is written last. Returns how many failed (.err files).
 
-    Raises ConfigError when there are no dialogues.
+    `jobs`: processes. `shard` (i, n): only every n-th dialogue, beginning with i; the manifest is then a part,
+    manifest-i-of-n.jsonl. Raises ConfigError when there are no dialogues or `out` holds other calls, FileNotFoundError
+    when a synthesiser is not installed.
     """
     from rich.progress import track
 
-    sources = sorted(data.glob("*.dialogue.json"))[shard[0] :: shard[1]]
+    sources = sorted(data.glob("*.dialogue.json"))
     if not sources:
         raise ConfigError(f"{data}: no *.dialogue.json; make them with `python -m data_prep scenes`")
+    require_synthesisers()
     out.mkdir(parents=True, exist_ok=True)
-    work = [(source, out, seed, timing) for source in sources]
+    work = [(source, out, seed, timing) for source in sources[shard[0] :: shard[1]]]
     entries: list[dict] = []
     failed = 0
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        results = pool.imap(_speak_one, work, chunksize=8)
-        for source, entry, problem in track(results, total=len(work), description="speak"):
-            if entry is None:
-                failed += 1
-                write_atomic(out / f"{source.name}.err", problem.encode())
-            else:
-                entries.append(entry)
+    for source, entry, problem in track(_results(work, jobs), total=len(work), description="speak"):
+        problem_file = out / f"{source.name}.err"
+        if entry is None:
+            failed += 1
+            write_atomic(problem_file, problem.encode())
+        else:
+            entries.append(entry)
+            problem_file.unlink(missing_ok=True)
     name = "manifest.jsonl" if shard[1] == 1 else f"manifest-{shard[0]}-of-{shard[1]}.jsonl"
     write_atomic(out / name, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
     return failed

@@ -8,8 +8,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep import espeak, flite
+from data_prep.files import SAMPLE_RATE_HZ
+from mmspeech.config import ConfigError
 
-SAMPLE_RATE_HZ = 24000
 _LEAD_SEC, _TAIL_SEC = 0.02, 0.06  # kept around the speech when a synthesiser's own silence is cut off
 
 Timed = tuple[str, float, float]
@@ -43,6 +44,7 @@ class Utterance:
 
     @property
     def duration_sec(self) -> float:
+        """Of the wave, silence included."""
         return len(self.wave) / SAMPLE_RATE_HZ
 
 
@@ -67,8 +69,19 @@ _ESPEAK_TRAIN = tuple(
     for name in (*_NAMED, *(accent + variant for accent in _ACCENTS for variant in _VARIANTS))
     if (voice := Voice(engine="espeak", name=name)).key not in _HELD_OUT_KEYS
 )
-TRAIN_VOICES = _FLITE_TRAIN + _ESPEAK_TRAIN
 _FLITE_SHARE = 0.4  # of the callers: flite's three speakers sound more like people than espeak-ng's hundred
+
+
+def require_synthesisers() -> None:
+    """Raises FileNotFoundError with one line that names what is not installed and the packages that hold it."""
+    missing = []
+    for engine in (flite, espeak):
+        try:
+            engine.load()
+        except FileNotFoundError as error:
+            missing.append(str(error))
+    if missing:
+        raise FileNotFoundError("; ".join(missing))
 
 
 def random_voice(rng: np.random.Generator, *, held_out: bool) -> Voice:
@@ -107,7 +120,7 @@ def _match_words(text: str, heard: list[Timed]) -> list[Timed]:
     matches = SequenceMatcher(None, wanted, spelled, autojunk=False).get_matching_blocks()
     place = {match.a + k: times[match.b + k] for match in matches for k in range(match.size)}
     if 2 * len(place) < len(wanted):
-        raise ValueError(f"the synthesiser spoke {spelled!r} for {text!r}; use plain lower-case words")
+        raise ConfigError(f"the synthesiser spoke {spelled!r} for {text!r}; use plain lower-case words")
     letters, last_sec = [], times[0][0]
     for k in range(len(wanted)):
         letters.append(place.get(k, (last_sec, last_sec)))
@@ -141,12 +154,12 @@ def _trimmed(wave: np.ndarray, words: list[Timed], phones: list[Timed]) -> Utter
 def synthesise(text: str, voice: Voice) -> Utterance:
     """Speak `text` (ASCII words, no digits) with `voice`; the silence around it is cut off.
 
-    Raises ValueError for an empty text or an unknown voice, FileNotFoundError when the synthesiser is not installed.
+    Raises ConfigError for an empty text or an unknown voice, FileNotFoundError when the synthesiser is not installed.
     """
     import soxr
 
     if not _letters(text):
-        raise ValueError(f"nothing to say in {text!r}; expected at least one word")
+        raise ConfigError(f"nothing to say in {text!r}; expected at least one word")
     engine = flite if voice.engine == "flite" else espeak
     wave, rate_hz, words, phones = engine.synthesise(text, name=voice.name, pitch=voice.pitch, rate=voice.rate)
     wave = soxr.resample(wave, rate_hz * voice.formant, SAMPLE_RATE_HZ, quality="HQ")

@@ -19,6 +19,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mmspeech.config import ConfigError
+
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
 SIZES = ("small", "large")
@@ -28,12 +30,16 @@ GAP = 0.03  # least distance between the circles around two objects
 HIDDEN_ON = {"light": "white", "dark": "black"}
 PLACES = (("top left", "top", "top right"), ("left", "middle", "right"), ("bottom left", "bottom", "bottom right"))
 SPLITS = ("train", "valid", "test")
+TONES = ("light", "dark")
+BACKGROUND_KINDS = ("plain", "gradient", "noise")
 
 Shape = Literal["circle", "square", "triangle", "star", "cross"]
 Colour = Literal["red", "green", "blue", "yellow", "purple", "orange", "white", "black"]
 
 
 class StrictModel(BaseModel):
+    """Immutable; unknown keys and values of another type are refused."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
@@ -42,6 +48,8 @@ def _cell(value: float) -> int:
 
 
 class SceneObject(StrictModel):
+    """One thing in the picture; x and y are its centre in picture widths, from the top left."""
+
     shape: Shape
     colour: Colour
     size: Literal["small", "large"]
@@ -50,6 +58,7 @@ class SceneObject(StrictModel):
 
     @property
     def radius(self) -> float:
+        """Of the circle around the shape, in picture widths."""
         return RADII[self.size]
 
     @property
@@ -64,28 +73,35 @@ class SceneObject(StrictModel):
 
     @property
     def place(self) -> str:
+        """One of PLACES."""
         return PLACES[self.row][self.column]
 
     @property
     def name(self) -> str:
+        """Colour and shape, as in "red circle"."""
         return f"{self.colour} {self.shape}"
 
     @model_validator(mode="after")
     def _well_placed(self) -> "SceneObject":
         for axis, value in (("x", self.x), ("y", self.y)):
+            where = f"{self.name}: {axis} {value}"
             if not self.radius <= value <= 1 - self.radius:
-                raise ValueError(f"{self.name}: {axis} {value} puts a {self.size} object outside the picture")
+                raise ValueError(f"{where} puts a {self.size} object outside the picture")
             if min(abs(value - 1 / 3), abs(value - 2 / 3)) < CELL_MARGIN:
-                raise ValueError(f"{self.name}: {axis} {value} lies within {CELL_MARGIN} of a border between two places")
+                raise ValueError(f"{where} lies within {CELL_MARGIN} of a border between two places")
         return self
 
 
 class Background(StrictModel):
+    """What lies behind the objects."""
+
     tone: Literal["light", "dark"]
     kind: Literal["plain", "gradient", "noise"]
 
 
 class Scene(StrictModel):
+    """What a picture shows; see the module for the rules."""
+
     objects: list[SceneObject] = Field(min_length=1, max_length=4)
     background: Background
     blur: float = Field(default=0.0, ge=0, le=0.01)  # standard deviation, in picture widths
@@ -118,7 +134,7 @@ def _overlap(one: SceneObject, other: SceneObject) -> bool:
 
 
 def load_scene(path: str | Path) -> Scene:
-    """Read a scene JSON. Raises FileNotFoundError, or ValueError with one line naming the file and the fault."""
+    """Read a scene JSON. Raises FileNotFoundError, or ConfigError with one line naming the file and the fault."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such scene file")
@@ -127,7 +143,8 @@ def load_scene(path: str | Path) -> Scene:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "scene"
-        raise ValueError(f"{path}: not a scene: {where}: {first['msg']} (the format is in data_prep/world.py)") from error
+        fault = f"{where}: {first['msg'].removeprefix('Value error, ')}"
+        raise ConfigError(f"{path}: not a scene: {fault} (the format is in data_prep/world.py)") from error
 
 
 def _random_coordinate(rng: np.random.Generator, radius: float) -> float:
@@ -148,11 +165,12 @@ def _random_object(rng: np.random.Generator, colours: list[str], like: SceneObje
 
 
 def random_scene(rng: np.random.Generator, *, split: str) -> Scene:
-    """Draw a scene that belongs to `split` (see Scene.split): drawn again until it does."""
+    """Draw a scene that belongs to `split` (see Scene.split): drawn again until it does. Raises ConfigError."""
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
+        raise ConfigError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
     while True:
-        background = Background(tone=("light", "dark")[rng.integers(2)], kind=("plain", "gradient", "noise")[rng.integers(3)])
+        tone = TONES[rng.integers(2)]
+        background = Background(tone=tone, kind=BACKGROUND_KINDS[rng.integers(3)])
         colours = [colour for colour in COLOURS if colour != HIDDEN_ON[background.tone]]
         count = int(rng.choice(4, p=(0.2, 0.3, 0.3, 0.2))) + 1
         objects: list[SceneObject] = []

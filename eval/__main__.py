@@ -57,9 +57,11 @@ def evaluate(
     from eval.run import run_task
     from eval.tasks import find
     from mmspeech.checkpoint import load_model
+    from mmspeech.commands.common import check_device, settle_threads
 
     builders = [find(name.strip()) for name in task_names]
-    bundle = load_model(model, device=device)
+    bundle = load_model(model, device=check_device(device))
+    settle_threads(bundle.model)
     tasks: list[Task] = [build(settings, bundle, None) for build in builders]
     identity = run_identity(settings=settings, bundle=bundle, batch_size=batch_size, tasks=tasks)
     claim(out, identity)

@@ -103,7 +103,8 @@ def save_model(
 ) -> Path:
     """Write a checkpoint directory; it appears whole or not at all, in the place of an earlier one.
 
-    `dtype` (e.g. torch.float16) sets the stored precision of model and tower, None keeps theirs.
+    `dtype` (e.g. torch.float16) sets the stored precision of all but the codec's quantiser (whose codebooks are ratios
+    of running sums); None keeps what they have.
     """
     with replacing_directory(path) as building:
         write_model(
@@ -127,7 +128,7 @@ def write_model(
     write_tensors(folder / MODEL, own, dtype=dtype)
     if model.tower is not None:
         write_tensors(folder / TOWER, model.tower.weights(), dtype=dtype)
-    write_tensors(folder / CODEC, codec.state_dict())
+    write_tensors(folder / CODEC, codec.state_dict(), dtype=dtype, exact=("quantizer.",))
     (folder / CONFIG).write_text(config.model_dump_json(indent=1), encoding="utf-8")
     shutil.copyfile(tokenizer_file, folder / TOKENIZER)
     (folder / CARD).write_text(card or f"# {config.name}\n\nA checkpoint of mmspeech.\n", encoding="utf-8")
@@ -304,16 +305,26 @@ def read_tensors(
 
 
 def write_tensors(
-    file: Path, tensors: dict[str, Tensor], *, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None
+    file: Path,
+    tensors: dict[str, Tensor],
+    *,
+    dtype: torch.dtype | None = None,
+    exact: tuple[str, ...] = (),
+    metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file atomically; tensors that share memory are stored separately."""
+    """Write a safetensors file atomically; tensors that share memory are stored separately.
+
+    `dtype` is for floating tensors, but for those whose names begin with one of `exact`.
+    """
     stored = {}
     for key, value in tensors.items():
-        value = value.detach().to("cpu", dtype if dtype is not None and value.is_floating_point() else value.dtype)
+        cast = dtype is not None and value.is_floating_point() and not key.startswith(exact)
+        value = value.detach().to("cpu", dtype if cast else value.dtype)
         stored[key] = value.clone(memory_format=torch.contiguous_format)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         save_file(stored, str(temporary), metadata={"format": "pt", **(metadata or {})})
+        temporary.chmod(0o644)  # safetensors keeps new files to their owner
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)

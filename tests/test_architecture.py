@@ -24,16 +24,6 @@ FREE_WITHIN = ({"config", "types"}, set(LAYERS[4]), {"cli", "commands"})
 # from_pretrained and save_pretrained are methods of the model, as everywhere, but loading is the checkpoint's business.
 ALLOWED_UPWARD = {("mmspeech.lm.model", "mmspeech.checkpoint")}
 HEAVY = ("timm", "transformers", "datasets", "accelerate", "matplotlib", "pocketsphinx", "decord", "jiwer")
-    "timm",
-    "transformers",
-    "datasets",
-    "accelerate",
-    "matplotlib",
-    "pocketsphinx",
-    "decord",
-    "jiwer",
-    "tensorboard",
-)
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_RECIPE_LINES = 400, 60, 150
 MAX_LAYER_PARAMETERS = 12
 

@@ -86,6 +86,9 @@ def test_half_precision_is_cast_at_load_and_keeps_the_codec_hash(small_bundle, t
     assert {p.dtype for p in bundle.model.parameters()} == {torch.float32}
     assert {p.dtype for p in load_model(full, dtype=torch.bfloat16).model.parameters()} == {torch.bfloat16}
     assert codec_hash(bundle.codec) == codec_hash(small_bundle.codec)
+    stored, own = load_file(half / "codec.safetensors"), small_bundle.codec.state_dict()
+    assert {value.dtype for name, value in stored.items() if name.startswith("encoder.")} == {torch.float16}
+    assert all(torch.equal(stored[name], own[name]) for name in own if name.startswith("quantizer."))
 
 
 def test_codec_hash_is_of_what_makes_codes(small_checkpoint):

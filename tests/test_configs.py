@@ -1,6 +1,7 @@
 """Every file under configs/ loads strictly, builds at its full size, and names only files that exist."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,10 @@ def of_folder(name: str) -> list[Path]:
 
 def train_class(path: Path):
     """Stages with a recipe of their own have a configuration of their own; the name says which."""
+    if path.stem == "tiny":
+        from train.rebuild import RebuildConfig
+
+        return RebuildConfig
     if path.stem.endswith("codec"):
         from train.codec import CodecStageConfig
 
@@ -102,6 +107,13 @@ def test_a_wrong_key_is_named_in_every_file(path):
     cls = ModelConfig if path.parent.name == "model" else train_class(path)
     with pytest.raises(ConfigError, match="unknown key 'no_such_key'"):
         parse_config(cls, data, source=str(path))
+
+
+def test_every_step_of_the_rebuild_is_a_command_that_exists():
+    from command_lines import check
+
+    for step in load_config(train_class(Path("tiny")), ROOT / "configs/train/tiny.yaml").steps:
+        check(["python", "-m", *shlex.split(step.run)])
 
 
 def test_the_tiny_stages_fit_the_tiny_model():

@@ -140,19 +140,16 @@ def test_evaluation_of_the_checkpoint(trained, tmp_path):
     from eval.__main__ import evaluate
     from eval.task import Settings
 
-    manifest = make_questions(tmp_path / "q", name="known", count=3, seed=0, split="test", size_px=96)
-    settings = Settings(manifest=manifest, limit=3)
+    manifest = make_questions(tmp_path / "q", name="known", count=2, seed=0, split="test", size_px=96)
+    settings = Settings(manifest=manifest)
     names = ["spoken_vqa", "codec_resynthesis"]
     file = evaluate(settings, task_names=names, out=tmp_path / "out", model=str(trained), batch_size=2, device="cpu")
     results = json.loads(file.read_text())
     counts = {name: results["tasks"][name]["counts"] for name in names}
-    assert counts == dict.fromkeys(names, {"lines": 3, "measured": 3, "failed": 0})
+    assert counts == dict.fromkeys(names, {"lines": 2, "measured": 2, "failed": 0})
     assert results["run"]["model"]["name"] == "end-to-end" and results["model_config"]["lm"]["text_card"] == 256
     records = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
-    assert {record["task"] for record in records} == set(names) and len(records) == 6
-    again = evaluate(settings, task_names=names, out=tmp_path / "two", model=str(trained), batch_size=2, device="cpu")
-    for name in names:
-        assert json.loads(again.read_text())["tasks"][name]["all"] == results["tasks"][name]["all"]
+    assert {record["task"] for record in records} == set(names) and len(records) == 4
 
 
 def test_a_spoken_turn_with_the_checkpoint(world, trained, tmp_path):

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mmspeech.audio.waveform import FRAME_RATE_HZ, FRAME_SAMPLES, frames_to_seconds
-from mmspeech.commands.common import check_device, check_output, whole_file
+from mmspeech.commands.common import check_device, check_output, settle_threads, whole_file
 from mmspeech.serve.engine import CallBatch
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def run_bench(model: str | None, *, num_frames: int, out: Path | None, device: s
     if out is not None:
         check_output(out, (".json",))
     bundle = load_model(model, device=check_device(device))
+    settle_threads(bundle.model)
     times_sec = time_frames(bundle, num_frames=num_frames)
     rows = {name: summarise(values) for name, values in times_sec.items()}
     threads = torch.get_num_threads()

@@ -15,7 +15,7 @@ from rich.text import Text
 from torch import Tensor
 
 from mmspeech.audio.waveform import FRAME_SAMPLES, frames_to_seconds, read_audio, samples_to_seconds, write_wav
-from mmspeech.commands.common import check_device, check_output
+from mmspeech.commands.common import check_device, check_output, settle_threads
 from mmspeech.config import GenerationConfig
 from mmspeech.serve.session import ReplyWatch, Session, Transcript
 
@@ -81,6 +81,7 @@ def run_talk(options: TalkOptions) -> None:
     from mmspeech.checkpoint import load_model
 
     bundle = load_model(options.model, device=device)
+    settle_threads(bundle.model)
     sampling = GenerationConfig(text_temperature=0, audio_temperature=0) if options.greedy else None
     session = Session(bundle, sampling, options.seed, picture)
     console = Console(stderr=True)
