@@ -99,6 +99,48 @@ def tokenizer(
     train_tokenizer(sentences, vocab_size, out)
 
 
+@app.command()
+def babble(
+    out: OutDir,
+    count: Annotated[int, typer.Option(min=1)],
+    seed: int = 0,
+    split: Split = "train",
+    shard: str = "0/1",
+) -> None:
+    """Voice random words of the world on both sides, with phone times, for the codec."""
+    from data_prep.babble import make_babble
+
+    make_babble(out, count=count, seed=seed, split=split, shard=shard_of(shard))
+
+
+@app.command()
+def check(
+    data: Annotated[Path, typer.Option(help="Manifest of calls or of questions, or a folder with manifest.jsonl.")],
+) -> None:
+    """Read every file a manifest names and tell each fault; exit code 1 when there is one."""
+    from data_prep.check import check as check_manifest
+
+    report = check_manifest(data)
+    for fault in report.faults:
+        typer.echo(fault)
+    typer.echo(f"{data}: {report.entries} entries, {report.seconds / 3600:.2f} h, {len(report.faults)} faults")
+    if report.faults:
+        raise typer.Exit(1)
+
+
+@app.command()
+def preview(
+    data: Annotated[Path, typer.Option(help="Manifest of calls, or a folder with manifest.jsonl.")],
+    out: OutDir,
+    call: Annotated[str | None, typer.Option(help="Its name, such as 000012; the first when not given.")] = None,
+) -> None:
+    """Look at one call and listen to it: its wav, its picture, its words on the frame grid."""
+    from data_prep.preview import preview as preview_call
+
+    for line in preview_call(data, out, call=call):
+        typer.echo(line)
+
+
 def _passed_on(verb: str) -> None:
     """Verbs with a command line of their own."""
     from importlib import import_module

@@ -41,7 +41,7 @@ class Transcript:
 
 def read_manifest(data: Path) -> list[Call]:
     """The calls of a manifest file, or of the manifest.jsonl (or only .jsonl) of a folder, in its order."""
-    file = _find_manifest(data)
+    file = find_manifest(data)
     root = file.parent
     calls = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
@@ -78,7 +78,8 @@ def read_transcript(call: Call) -> Transcript:
     return Transcript(words, sorted(visuals, key=lambda v: v.start_sec), data)
 
 
-def _find_manifest(data: Path) -> Path:
+def find_manifest(data: Path) -> Path:
+    """The manifest itself, or the one in a folder: manifest.jsonl, or the only .jsonl. Raises ManifestError."""
     if data.is_file():
         return data
     found = sorted(data.glob("*.jsonl")) if data.is_dir() else []

@@ -1,49 +1,11 @@
 """One phone set for every synthesiser: ARPAbet in lower case (39 phones) and "sil"."""
 
-PHONES = tuple(
-    [
-        "sil",
-        "aa",
-        "ae",
-        "ah",
-        "ao",
-        "aw",
-        "ay",
-        "b",
-        "ch",
-        "d",
-        "dh",
-        "eh",
-        "er",
-        "ey",
-        "f",
-        "g",
-        "hh",
-        "ih",
-        "iy",
-        "jh",
-        "k",
-        "l",
-        "m",
-        "n",
-        "ng",
-        "ow",
-        "oy",
-        "p",
-        "r",
-        "s",
-        "sh",
-        "t",
-        "th",
-        "uh",
-        "uw",
-        "v",
-        "w",
-        "y",
-        "z",
-        "zh",
-    ]
+# fmt: off
+PHONES = (
+    "sil", "aa", "ae", "ah", "ao", "aw", "ay", "b", "ch", "d", "dh", "eh", "er", "ey", "f", "g", "hh", "ih", "iy", "jh",
+    "k", "l", "m", "n", "ng", "ow", "oy", "p", "r", "s", "sh", "t", "th", "uh", "uw", "v", "w", "y", "z", "zh",
 )
+# fmt: on
 
 # flite's US English set is ARPAbet but for these.
 _FLITE = {"pau": "sil", "ax": "ah", "axr": "er", "ix": "ih", "dx": "t", "el": "ah l", "en": "ah n"}

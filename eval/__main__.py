@@ -1,5 +1,6 @@
 """`python -m eval --model DIR_OR_ID --tasks spoken_vqa --manifest M.jsonl --out DIR`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from eval.task import Pictures, Settings, Task
 from mmspeech.config import ConfigError, GenerationConfig
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+SENTENCES = Path(__file__).parent / "sentences"
 GREEDY = GenerationConfig(text_temperature=0.0, audio_temperature=0.0)
 
 
@@ -24,7 +26,9 @@ def main(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     greedy: Annotated[bool, typer.Option(help="always the likeliest text and codes")] = False,
     pictures: Annotated[Pictures, typer.Option(help="show each line its picture")] = "given",
-    sentences: Annotated[Path | None, typer.Option(help="further sentences the recogniser should know")] = None,
+    sentences: Annotated[
+        Path | None, typer.Option(help="what the model may say (default: eval/sentences/NAME.txt)")
+    ] = None,
     save_audio: Annotated[bool, typer.Option(help="keep every reply as a wav file")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="calls at once")] = 16,
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
@@ -37,7 +41,7 @@ def main(
             seed=seed,
             sampling=GREEDY if greedy else None,
             pictures=pictures,
-            sentences=_read_sentences(sentences),
+            sentences=None if sentences is None else read_sentences(sentences),
             audio_dir=out / "audio" if save_audio else None,
         )
         evaluate(settings, task_names=tasks.split(","), out=out, model=model, batch_size=batch_size, device=device)
@@ -62,6 +66,9 @@ def evaluate(
     builders = [find(name.strip()) for name in task_names]
     bundle = load_model(model, device=check_device(device))
     settle_threads(bundle.model)
+    own = SENTENCES / f"{bundle.config.name}.txt"
+    if settings.sentences is None and own.is_file():
+        settings = replace(settings, sentences=read_sentences(own))
     tasks: list[Task] = [build(settings, bundle, None) for build in builders]
     identity = run_identity(settings=settings, bundle=bundle, batch_size=batch_size, tasks=tasks)
     claim(out, identity)
@@ -76,9 +83,8 @@ def evaluate(
     return file
 
 
-def _read_sentences(path: Path | None) -> tuple[str, ...]:
-    if path is None:
-        return ()
+def read_sentences(path: Path) -> tuple[str, ...]:
+    """The lines of a text file; the recogniser's idea of what a model may say."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; expected one sentence per line")
     return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())

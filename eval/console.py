@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+_GROUP_COLUMNS = 5  # the first numbers of a summary; all of them are in results.json
+
 
 @contextmanager
 def progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
@@ -19,17 +21,23 @@ def progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def show_summary(name: str, summary: dict[str, Any], *, console: Console) -> None:
-    """The numbers of all lines, then one row for each kind and voice."""
+    """All numbers of all lines, then the first few of each kind and voice."""
     counts = summary["counts"]
     console.print(f"[bold]{name}[/bold]: {counts['measured']} of {counts['lines']} lines measured")
     for line_id, reason in summary["failed"].items():
         console.print(f"  failed: {line_id}: {reason}", style="red", markup=False)
-    groups = {"all": summary["all"], **summary["by_kind"], **summary["by_voice"]}
-    numbers = [key for key, value in summary["all"].items() if isinstance(value, int | float | None)]
-    table = Table("", *groups)
-    for key in numbers:
-        table.add_row(key, *(_shown(group[key]) for group in groups.values()))
-    console.print(table)
+    numbers = {key: value for key, value in summary["all"].items() if isinstance(value, int | float | None)}
+    whole = Table("all", "")
+    for key, value in numbers.items():
+        whole.add_row(key, _shown(value))
+    console.print(whole)
+    for kind in ("by_kind", "by_voice"):
+        if summary[kind]:
+            columns = list(numbers)[:_GROUP_COLUMNS]
+            table = Table(kind.removeprefix("by_"), *columns)
+            for group, values in summary[kind].items():
+                table.add_row(group, *(_shown(values[key]) for key in columns))
+            console.print(table)
 
 
 def _shown(value: float | None) -> str:

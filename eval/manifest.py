@@ -34,7 +34,10 @@ class Line(BaseModel):
 
 
 class Spoken(BaseModel):
-    """A recording and its words (`text`, or else `question`), for tasks that only listen."""
+    """A recording and its words (`text`, or else `question`), for tasks that only listen.
+
+    `channel` None: all channels, averaged. `start_sec`, `end_sec`: the part of the file that is meant.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -42,6 +45,18 @@ class Spoken(BaseModel):
     audio: Path
     text: str = Field(min_length=1, validation_alias=AliasChoices("text", "question"))
     voice: str = "all"
+    channel: int | None = Field(None, ge=0)
+    start_sec: float = Field(0.0, ge=0)
+    end_sec: float | None = Field(None, ge=0)
+
+
+class SpokenCall(BaseModel):
+    """A line of a manifest of calls: a stereo wav (left the model) with a json of its turns beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str = ""
+    audio: Path = Field(validation_alias=AliasChoices("audio", "path"))
 
 
 LineT = TypeVar("LineT", bound=BaseModel)
@@ -68,6 +83,37 @@ def read_lines(path: Path, cls: type[LineT], *, limit: int | None = None) -> lis
         twice = next(i for i in ids if ids.count(i) > 1)
         raise ConfigError(f"{path}: the id {twice!r} stands on several lines; ids must differ")
     return lines
+
+
+def read_recordings(path: Path, *, limit: int | None = None) -> list[Spoken]:
+    """Recordings of a manifest of `Spoken` lines; or, of a manifest of calls, the model's turns nobody interrupted."""
+    first = path.read_text(encoding="utf-8").partition("\n")[0] if path.is_file() else ""
+    if '"path"' not in first:
+        return read_lines(path, Spoken, limit=limit)
+    turns = [turn for call in read_lines(path, SpokenCall) for turn in _model_turns(call.audio)]
+    if not turns:
+        raise ConfigError(f"{path}: no call of it has a whole turn of the model")
+    return turns[:limit]
+
+
+def _model_turns(audio: Path) -> list[Spoken]:
+    file = audio.with_suffix(".json")
+    try:
+        turns = json.loads(file.read_text(encoding="utf-8"))["turns"]
+        return [
+            Spoken(
+                id=f"{audio.stem}-{number}",
+                audio=audio,
+                text=turn["answer"],
+                channel=0,
+                start_sec=turn["answer_start_sec"],
+                end_sec=turn["answer_end_sec"],
+            )
+            for number, turn in enumerate(turns)
+            if not turn["interrupted"]
+        ]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+        raise ConfigError(f"{file}: not the json of a spoken call ({type(error).__name__}: {error})") from error
 
 
 def _first_problem(error: ValueError) -> str:

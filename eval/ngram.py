@@ -19,8 +19,8 @@ def arpa(sentences: Iterable[Sequence[str]], vocabulary: Iterable[str], *, order
     words = sorted(set(vocabulary) | {word for sentence in unique for word in sentence}) + [END]
     table = [_unigrams(counts[0], words)]
     for n in range(2, order + 1):
-        table.append(_higher(counts[n - 1], table[-1], table))
-    return _format(table, counts, order)
+        table.append(_higher(counts[n - 1]))
+    return _format(table)
 
 
 def _count(sentences: list[tuple[str, ...]], n: int) -> Counter:
@@ -36,7 +36,7 @@ def _unigrams(counts: Counter, words: list[str]) -> dict[tuple[str, ...], float]
     return {(word,): (counts[(word,)] + 1) / total for word in words}
 
 
-def _higher(counts: Counter, lower: dict, table: list[dict]) -> dict[tuple[str, ...], float]:
+def _higher(counts: Counter) -> dict[tuple[str, ...], float]:
     totals: Counter = Counter()
     for gram, count in counts.items():
         totals[gram[:-1]] += count
@@ -53,11 +53,11 @@ def _backoff(table: list[dict], n: int) -> dict[tuple[str, ...], float]:
     return {context: (1.0 - seen[context]) / max(1e-6, 1.0 - shorter[context]) for context in seen}
 
 
-def _format(table: list[dict], counts: list[Counter], order: int) -> str:
+def _format(table: list[dict]) -> str:
     table[0] = {(START,): 0.0, **table[0]}
     lines = ["\\data\\", *(f"ngram {n + 1}={len(grams)}" for n, grams in enumerate(table)), ""]
     for n, grams in enumerate(table):
-        weights = _backoff(table, n + 1) if n + 1 < order else {}
+        weights = _backoff(table, n + 1) if n + 1 < len(table) else {}
         lines.append(f"\\{n + 1}-grams:")
         for gram, probability in sorted(grams.items()):
             line = f"{_log10(probability):.4f} {' '.join(gram)}"

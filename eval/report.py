@@ -33,7 +33,7 @@ def run_identity(*, settings: Settings, bundle: "Bundle | None", batch_size: int
         "batch_size": batch_size,
         "pictures": settings.pictures,
         "sampling": _sampling(settings, bundle),
-        "sentences_sha256": hashlib.sha256("\n".join(settings.sentences).encode()).hexdigest(),
+        "sentences_sha256": hashlib.sha256("\n".join(settings.sentences or ()).encode()).hexdigest(),
         "model": None if bundle is None else {"name": bundle.config.name, "sha256": model_hash(bundle.path)},
     }
 

@@ -18,7 +18,8 @@ class Settings:
     """What the command line asks of every task.
 
     `sampling` None: the checkpoint's own. `pictures`: show the line's picture, none, or another line's.
-    `sentences`: further sentences the recogniser should expect. `audio_dir`: where to keep replies (None: nowhere).
+    `sentences`: what the model may say beside what the manifest expects; the recogniser knows only these words.
+    `audio_dir`: where to keep replies (None: nowhere).
     """
 
     manifest: Path
@@ -26,7 +27,7 @@ class Settings:
     seed: int = 0
     sampling: GenerationConfig | None = None
     pictures: Pictures = "given"
-    sentences: tuple[str, ...] = ()
+    sentences: tuple[str, ...] | None = None
     audio_dir: Path | None = None
 
 

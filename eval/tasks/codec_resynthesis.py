@@ -1,16 +1,24 @@
 """What the codec keeps of speech: word error of recordings before and after encoding and decoding them."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from eval.manifest import Spoken, read_lines
+from eval.manifest import Spoken, read_recordings
 from eval.recognise import Recogniser, word_error
 from eval.responder import Responder
 from eval.scoring import normalise
 from eval.task import Settings
-from mmspeech.audio.waveform import read_audio, write_wav
+from mmspeech.audio.waveform import (
+    SAMPLE_RATE_HZ,
+    AudioError,
+    read_audio,
+    resample,
+    seconds_to_samples,
+    write_wav,
+)
 from mmspeech.config import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +28,7 @@ if TYPE_CHECKING:
 
 def build(settings: Settings, bundle: "Bundle | None", responder: Responder | None) -> "CodecResynthesis":
     """The task over the manifest of `settings`, for the bundle's codec; nobody answers here."""
-    lines = read_lines(settings.manifest, Spoken, limit=settings.limit)
+    lines = read_recordings(settings.manifest, limit=settings.limit)
     return CodecResynthesis(lines=lines, settings=settings, codec=bundle.codec)
 
 
@@ -33,12 +41,12 @@ class CodecResynthesis:
         self.lines = lines
         self.settings = settings
         self.codec = codec
-        self.recogniser = Recogniser([*(line.text for line in lines), *settings.sentences])
+        self.recogniser = Recogniser([*(line.text for line in lines), *(settings.sentences or ())])
 
     def load(self, line: Spoken) -> tuple[Spoken, np.ndarray]:
         if not line.audio.is_file():
             raise ConfigError(f"{line.audio}: no such file")
-        return line, read_audio(line.audio)[0].numpy()
+        return line, read_part(line)
 
     def run(self, items: list[tuple[Spoken, np.ndarray]], *, seeds: list[int]) -> list[dict[str, Any]]:
         return [self._record(line, wave) for line, wave in items]
@@ -71,6 +79,24 @@ class CodecResynthesis:
             "words_said": said or 0,
             "words_unknown": self.recogniser.unknown,
         }
+
+
+def read_part(line: Spoken) -> np.ndarray:
+    """The samples that a line means, [N] at 24 kHz. Raises AudioError."""
+    whole = read_audio(line.audio) if line.channel is None else read_channels(line.audio)[line.channel][None]
+    end = None if line.end_sec is None else seconds_to_samples(line.end_sec)
+    return whole[0, seconds_to_samples(line.start_sec) : end].numpy()
+
+
+def read_channels(path: Path) -> torch.Tensor:
+    """A file as [channels, N] at 24 kHz. Raises AudioError."""
+    import soundfile
+
+    try:
+        wave, rate_hz = soundfile.read(str(path), dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise AudioError(f"{path}: not readable as audio ({error})") from error
+    return resample(torch.from_numpy(np.ascontiguousarray(wave.T)), rate_hz, SAMPLE_RATE_HZ)
 
 
 @torch.no_grad()

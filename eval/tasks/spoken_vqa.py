@@ -28,7 +28,7 @@ def build(settings: Settings, bundle: "Bundle | None", responder: Responder | No
         lines=lines,
         settings=settings,
         responder=responder or ModelResponder(bundle, sampling=settings.sampling),
-        recogniser=Recogniser([*expected, *settings.sentences]),
+        recogniser=Recogniser([*expected, *(settings.sentences or ())]),
     )
 
 
@@ -110,10 +110,10 @@ class SpokenVqa:
             "right_95": wilson(right, len(records)),
             "heard_right": mean([r["heard_right"] for r in records]),
             "word_error": sum(r["word_errors"] for r in records) / said if said else None,
+            "false_starts": mean([r["false_start"] for r in records if r["false_start"] is not None]),
             "words_said": said,
             "words_unknown": sorted({word for r in records for word in r["words_unknown"]}),
             "said_nothing": mean([not r["text"] for r in records]),
-            "false_starts": mean([r["false_start"] for r in records if r["false_start"] is not None]),
             "answer_sec_p50": percentile(answer_sec, 50),
             "answer_sec_p90": percentile(answer_sec, 90),
             "gate": mean([w["gate"] for r in records for w in r["words"]]),

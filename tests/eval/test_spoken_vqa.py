@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from eval.manifest import Line, Spoken, read_lines
+from eval.manifest import Line, Spoken, read_lines, read_recordings
 from eval.report import claim, run_identity, summarise_task, write_results
 from eval.responder import Reply
 from eval.run import SAMPLES, run_task
 from eval.task import Settings
 from eval.tasks import find
+from eval.tasks.codec_resynthesis import read_part
 from eval.tasks.spoken_vqa import SpokenVqa
 from mmspeech.audio.waveform import write_wav
 from mmspeech.config import ConfigError
@@ -211,3 +212,17 @@ def test_the_sound_of_a_reply_is_heard_too(manifest, tmp_path):
 def test_unknown_task_lists_the_known():
     with pytest.raises(ConfigError, match="expected one of spoken_vqa, codec_resynthesis"):
         find("nothing")
+
+
+def test_calls_give_the_model_turns_nobody_interrupted(tmp_path):
+    turn = {"answer": "it is red", "answer_start_sec": 1.0, "answer_end_sec": 1.5, "interrupted": False}
+    turns = [turn, turn | {"interrupted": True}]
+    write_wav(tmp_path / "c.wav", np.stack([0.1 * np.ones(2 * RATE_HZ), np.zeros(2 * RATE_HZ)]), RATE_HZ)
+    (tmp_path / "c.json").write_text(json.dumps({"turns": turns}))
+    (line,) = read_recordings(save(tmp_path / "m.jsonl", [{"path": "c.wav", "duration": 2.0}]))
+    assert line.text == "it is red" and line.id == "c-0"
+    wave = read_part(line)
+    assert len(wave) == RATE_HZ // 2 and np.allclose(wave, 0.1, atol=1e-3)  # the left channel alone
+    (tmp_path / "c.json").write_text("{}")
+    with pytest.raises(ConfigError, match="not the json of a spoken call"):
+        read_recordings(tmp_path / "m.jsonl")

@@ -1,0 +1,100 @@
+"""README is true: its commands are ones the programs take, its first command runs, its file tree is the disk."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from command_lines import check
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EMBEDDED = ROOT / "mmspeech" / "pretrained" / "tiny" / "config.json"
+LOCAL_FOLDERS = {"runs", "data", "results", "dist", "build"}  # made by commands, ignored by git
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+    return [part.strip() for line in lines for part in line.split("&&")]
+
+
+def first(program: str) -> list[str]:
+    """The words of README's first command of that program."""
+    return next(words for command in commands() if program in (words := shlex.split(command)))
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_is_one_the_programs_take(command):
+    if command == "pip install uv":
+        return
+    words = shlex.split(command)
+    assert words[:2] == ["uv", "run"], f"{command}: README's commands run with uv"
+    if words[2:] == ["pytest"]:
+        return
+    check(words[2:])
+
+
+def test_the_first_screen_is_two_commands():
+    assert [command.split()[:3] for command in commands()[:4]] == [
+        ["pip", "install", "uv"], ["uv", "run", "mmspeech"], ["pip", "install", "uv"], ["uv", "run", "pytest"],
+    ]  # fmt: skip
+    assert "pip install uv && uv run pytest" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not EMBEDDED.is_file(), reason="no embedded model in this checkout")
+def test_the_first_command_answers(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from mmspeech.cli import app
+
+    words = first("mmspeech")[3:]
+    words[words.index("--out") + 1] = str(tmp_path / "reply.wav")
+    monkeypatch.chdir(ROOT)
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "reply.wav").stat().st_size > 10_000
+
+
+@pytest.mark.skipif(not EMBEDDED.is_file(), reason="no embedded model in this checkout")
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_examples_run(block, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_file_tree_is_the_disk():
+    tree = next(block for block in blocks("text") if block.startswith("pyproject.toml"))
+    listed, top = set(), ""
+    for line in tree.splitlines():
+        name = line.split()[0]
+        top = top if line.startswith(" ") else name
+        listed.add(f"{top}/{name}" if line.startswith(" ") else name)
+    missing = [name for name in listed if not (ROOT / name).exists()]
+    assert not missing, f"README lists what is not there: {missing}"
+    there = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")} - LOCAL_FOLDERS
+    there |= {f"mmspeech/{path.name}" for path in (ROOT / "mmspeech").iterdir() if path.name != "__pycache__"}
+    there = {name for name in there if is_kept(name)}
+    assert there <= listed, f"README lacks {sorted(there - listed)}"
+
+
+def is_kept(name: str) -> bool:
+    """Whether git keeps the path (true where there is no git)."""
+    command = ["git", "-C", str(ROOT), "check-ignore", "--quiet", name]
+    try:
+        return subprocess.run(command, check=False, capture_output=True).returncode != 0
+    except OSError:
+        return True
+
+
+def test_every_number_is_filled_in():
+    assert not re.findall(r"TBD[\w-]*", README)
+
+
+def test_the_licence_is_whole():
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text
