@@ -8,8 +8,11 @@ import typer
 
 from mmspeech.config import ConfigError
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_UsageError = typer.BadParameter.__base__  # what the command line parser raises
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same data.")]
+Shard = Annotated[str, typer.Option(help="i/n: every n-th item only, beginning with i; for several processes.")]
 OutDir = Annotated[Path, typer.Option(help="Folder to write to.")]
 Split = Annotated[str, typer.Option(help="train, valid or test; no arrangement of objects is in two of them.")]
 
@@ -26,11 +29,11 @@ def shard_of(text: str) -> tuple[int, int]:
 def scenes(
     out: OutDir,
     count: Annotated[int, typer.Option(min=1)],
-    seed: int = 0,
+    seed: Seed = 0,
     split: Split = "train",
     size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
     blind_share: Annotated[float, typer.Option(min=0, max=1, help="Share of calls without a picture.")] = 0.0,
-    shard: str = "0/1",
+    shard: Shard = "0/1",
 ) -> None:
     """Render pictures and write dialogues about them."""
     from data_prep.scenes import make_scenes
@@ -41,7 +44,11 @@ def scenes(
 
 
 @app.command()
-def render(scene: Path, out: Annotated[Path, typer.Option()], size_px: int = 96) -> None:
+def render(
+    scene: Path,
+    out: Annotated[Path, typer.Option(help="The PNG file to write.")],
+    size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
+) -> None:
     """Draw one scene JSON into a picture."""
     from data_prep.render import render_file
 
@@ -52,9 +59,9 @@ def render(scene: Path, out: Annotated[Path, typer.Option()], size_px: int = 96)
 def speak(
     data: Annotated[Path, typer.Option(help="Folder of the `scenes` verb.")],
     out: OutDir,
-    seed: int = 0,
+    seed: Seed = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
-    shard: str = "0/1",
+    shard: Shard = "0/1",
 ) -> None:
     """Voice both sides of every dialogue into stereo wav with word times."""
     from data_prep.speak import Timing
@@ -62,6 +69,7 @@ def speak(
 
     if failed := voice_dialogues(data, out, seed=seed, jobs=jobs, timing=Timing(), shard=shard_of(shard)):
         typer.echo(f"{failed} dialogues could not be voiced; each has an .err file in {out}", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -69,7 +77,7 @@ def questions(
     out: OutDir,
     name: Annotated[str, typer.Option(help="known, unseen, talk, pause or barge.")],
     count: Annotated[int, typer.Option(min=1)] = 200,
-    seed: int = 0,
+    seed: Seed = 0,
     split: Split = "test",
     size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
 ) -> None:
@@ -84,7 +92,7 @@ def tokenizer(
     out: Annotated[Path, typer.Option(help="The file to write (tokenizer.model).")],
     vocab_size: int = 512,
     count: Annotated[int, typer.Option(min=1, help="Scenes whose sentences it learns from.")] = 1500,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """Train the text tokenizer on what the world's people say."""
     import numpy as np
@@ -103,9 +111,9 @@ def tokenizer(
 def babble(
     out: OutDir,
     count: Annotated[int, typer.Option(min=1)],
-    seed: int = 0,
+    seed: Seed = 0,
     split: Split = "train",
-    shard: str = "0/1",
+    shard: Shard = "0/1",
 ) -> None:
     """Voice random words of the world on both sides, with phone times, for the codec."""
     from data_prep.babble import make_babble
@@ -115,9 +123,9 @@ def babble(
 
 @app.command()
 def check(
-    data: Annotated[Path, typer.Option(help="Manifest of calls or of questions, or a folder with manifest.jsonl.")],
+    data: Annotated[Path, typer.Option(help="Manifest of calls or questions, or a folder with one or with shards.")],
 ) -> None:
-    """Read every file a manifest names and tell each fault; exit code 1 when there is one."""
+    """Read every file a manifest names, or a shard set, and tell each fault; exit code 1 when there is one."""
     from data_prep.check import check as check_manifest
 
     report = check_manifest(data)
@@ -133,31 +141,51 @@ def preview(
     data: Annotated[Path, typer.Option(help="Manifest of calls, or a folder with manifest.jsonl.")],
     out: OutDir,
     call: Annotated[str | None, typer.Option(help="Its name, such as 000012; the first when not given.")] = None,
+    tokenizer_file: Annotated[
+        Path | None, typer.Option("--tokenizer", help="tokenizer.model; shows the text stream too.")
+    ] = None,
 ) -> None:
-    """Look at one call and listen to it: its wav, its picture, its words on the frame grid."""
+    """Look at one call and listen to it: its wav, its picture, its words and text tokens on the frame grid."""
     from data_prep.preview import preview as preview_call
 
-    for line in preview_call(data, out, call=call):
+    for line in preview_call(data, out, call=call, tokenizer=tokenizer_file):
         typer.echo(line)
 
 
-def _passed_on(verb: str) -> None:
-    """Verbs with a command line of their own."""
-    from importlib import import_module
-
-    sys.exit(import_module(f"data_prep.{verb}").main(sys.argv[2:]))
+_PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
-def main() -> None:
-    """Bad input ends in one line on stderr and exit code 2."""
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def encode(context: typer.Context) -> None:
+    """Turn both channels of every call into codes of a codec."""
+    from data_prep.encode import main as run
+
+    raise typer.Exit(run(context.args))
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def pack(context: typer.Context) -> None:
+    """Make a shard set of codes, words and pictures."""
+    from data_prep.pack import main as run
+
+    raise typer.Exit(run(context.args))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0, 1 when something failed on the way, or 2 after one line on what to mend."""
+    arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
-        if len(sys.argv) > 1 and sys.argv[1] in ("encode", "pack"):
-            _passed_on(sys.argv[1])
-        app()
-    except (ConfigError, OSError, ValueError) as error:
-        typer.echo(f"data_prep: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
+        return app(args=arguments, prog_name="python -m data_prep", standalone_mode=False) or 0
+    except _UsageError as error:
+        message = f"{error.format_message()} (`python -m data_prep {arguments[0]} --help` tells more)"
+    except (ConfigError, OSError) as error:
+        message = str(error)
+    except typer.Abort:
+        typer.echo("data_prep: stopped; the same command goes on from here", err=True)
+        return 130
+    typer.echo(f"data_prep: {' '.join(message.split())}", err=True)
+    return 2
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

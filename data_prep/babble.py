@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
+from data_prep.dialogue import vocabulary
 from data_prep.effects import user_channel
-from data_prep.scenes import item_rng, write_atomic
-from data_prep.speak import SAMPLE_RATE_HZ, Track
-from data_prep.tts import MODEL_VOICE, Voice, random_voice, synthesise
+from data_prep.files import SAMPLE_RATE_HZ, write_atomic, write_wav
+from data_prep.scenes import item_rng
+from data_prep.speak import Track
+from data_prep.tts import MODEL_VOICE, Voice, random_voice, require_synthesisers, synthesise
+from data_prep.world import SPLITS
+from mmspeech.config import ConfigError
 
 CALL_SEC = 16.0
 
@@ -24,24 +27,29 @@ def babble(words: list[str], voice: Voice, rng: np.random.Generator) -> Track:
         now_sec = track.add(utterance, now_sec) + rng.uniform(0.2, 1.2)
 
 
-def make_babble(
-    out: Path, *, words: list[str], count: int, seed: int, split: str, shard: tuple[int, int] = (0, 1)
-) -> None:
-    """Write `count` stereo calls (left the model's voice, right a user's) with phone times; the manifest comes last."""
+def make_babble(out: Path, *, count: int, seed: int, split: str, shard: tuple[int, int] = (0, 1)) -> None:
+    """Write `count` stereo calls (left the model's voice, right a user's) with phone times; the manifest comes last.
+
+    What is there is kept. Raises ConfigError for an unknown split, FileNotFoundError when a synthesiser is missing.
+    """
     from rich.progress import track as progress
 
+    if split not in SPLITS:
+        raise ConfigError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
+    require_synthesisers()
+    words = vocabulary()
     out.mkdir(parents=True, exist_ok=True)
     length = int(CALL_SEC * SAMPLE_RATE_HZ)
     indices = range(shard[0], count, shard[1])
     for index in progress(indices, description="babble"):
         record = out / f"{index:06d}.json"
-        if record.is_file():
+        if record.is_file() and record.with_suffix(".wav").is_file():
             continue
         rng = item_rng(seed, split, index, "babble")
         model = babble(words, MODEL_VOICE, rng)
         user = babble(words, random_voice(rng, held_out=False), rng)
         wave = np.stack([model.wave(length), user_channel(user.wave(length), rng)], axis=1)
-        soundfile.write(record.with_suffix(".wav"), wave, SAMPLE_RATE_HZ, subtype="PCM_16")
+        write_wav(record.with_suffix(".wav"), wave)
         phones = {
             side: [[p, round(a, 3), round(b, 3)] for p, a, b in track.phones]
             for side, track in (("main", model), ("user", user))

@@ -6,6 +6,8 @@ as metadata).
 """
 
 import json
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 from mmspeech.config import ConfigError
 from mmspeech.types import Visual, Word
 
+_PART = re.compile(r"manifest-(\d+)-of-(\d+)\.jsonl")
 SPEAKERS = {"SPEAKER_MAIN": "main", "SPEAKER_USER": "user"}
 
 
@@ -40,26 +43,35 @@ class Transcript:
 
 
 def read_manifest(data: Path) -> list[Call]:
-    """The calls of a manifest file, or of the manifest.jsonl (or only .jsonl) of a folder, in its order."""
-    file = find_manifest(data)
-    root = file.parent
-    calls = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            audio = root / entry["path"]
-            duration_sec = float(entry["duration"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            expected = '{"path": ..., "duration": seconds}'
-            raise ManifestError(f"{file}:{number}: expected {expected}, got {line[:80]}") from error
-        calls.append(Call(_call_id(audio, root), audio, duration_sec, root))
+    """The calls of a manifest (see find_manifests) in its order; those of several parts are sorted by id."""
+    calls: list[Call] = []
+    files = find_manifests(data)
+    for file in files:
+        for number, line in manifest_lines(file):
+            try:
+                entry = json.loads(line)
+                audio = file.parent / entry["path"]
+                duration_sec = float(entry["duration"])
+            except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+                duration_sec = math.nan
+            if not 0 < duration_sec < math.inf:
+                expected = '{"path": ..., "duration": seconds}'
+                raise ManifestError(f"{file}:{number}: expected {expected}, got {line[:80]}")
+            calls.append(Call(_call_id(audio, file.parent), audio, duration_sec, file.parent))
     if not calls:
-        raise ManifestError(f"{file}: no calls in it; run the step that makes it first")
+        raise ManifestError(f"{files[0]}: no calls in it; run the step that makes it first")
     if len({call.id for call in calls}) != len(calls):
-        raise ManifestError(f"{file}: the same path stands in it twice; every call must be there once")
-    return calls
+        raise ManifestError(f"{files[0]}: the same path stands in it twice; every call must be there once")
+    return calls if len(files) == 1 else sorted(calls, key=lambda call: call.id)
+
+
+def manifest_lines(file: Path) -> list[tuple[int, str]]:
+    """(number, text) of the lines that are not empty. Raises ManifestError for a file that is no text."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{file}: not a text file; expected one JSON object per line") from error
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def read_transcript(call: Call) -> Transcript:
@@ -78,16 +90,24 @@ def read_transcript(call: Call) -> Transcript:
     return Transcript(words, sorted(visuals, key=lambda v: v.start_sec), data)
 
 
-def find_manifest(data: Path) -> Path:
-    """The manifest itself, or the one in a folder: manifest.jsonl, or the only .jsonl. Raises ManifestError."""
+def find_manifests(data: Path) -> list[Path]:
+    """The manifest itself, or what a folder holds: manifest.jsonl, else all parts (manifest-0-of-2.jsonl ...) that
+    `--shard` made, else the only .jsonl. Raises ManifestError."""
     if data.is_file():
-        return data
+        return [data]
     found = sorted(data.glob("*.jsonl")) if data.is_dir() else []
     if (data / "manifest.jsonl") in found:
-        return data / "manifest.jsonl"
-    if len(found) == 1:
-        return found[0]
+        return [data / "manifest.jsonl"]
+    counts = {int(match[2]) for file in found if (match := _PART.fullmatch(file.name))}
     names = ", ".join(file.name for file in found) or "none"
+    if len(counts) == 1:
+        count = counts.pop()
+        parts = [data / f"manifest-{index}-of-{count}.jsonl" for index in range(count)]
+        if missing := [part.name for part in parts if part not in found]:
+            raise ManifestError(f"{data}: {', '.join(missing)} is missing, found {names}; run that --shard too")
+        return parts
+    if len(found) == 1 and not counts:
+        return found
     raise ManifestError(f"{data}: expected a manifest.jsonl in this folder, found {names}")
 
 

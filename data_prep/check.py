@@ -1,17 +1,20 @@
-"""`check`: reads everything a manifest names and tells each fault; of calls (from `speak`) or of `questions`."""
+"""`check`: reads everything that a manifest of calls or of questions names, or a shard set, and tells each fault."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.calls import Call, ManifestError, Transcript, find_manifest, read_transcript
+from data_prep.calls import Call, ManifestError, find_manifests, manifest_lines, read_transcript
 from data_prep.files import SAMPLE_RATE_HZ
 from data_prep.phones import PHONES
 from data_prep.tts import HELD_OUT_VOICES
-from mmspeech.types import Word
+from mmspeech.audio.waveform import FRAME_RATE_HZ
+from mmspeech.data.shards import SIDECAR, ShardError, ShardSet, speaker_rows
+from mmspeech.types import Sample, Visual, Word
 from mmspeech.vision.image import ImageError, load_image
 
 SLACK_SEC = 0.08  # one frame: what rounding and a synthesiser's overlapping words may differ by
@@ -29,33 +32,97 @@ class CheckReport:
 
 
 def check(data: Path) -> CheckReport:
-    """Check the manifest `data` (a file, or a folder with manifest.jsonl). Raises ManifestError when there is none."""
+    """Check a manifest (a file, or the one of a folder, in parts or whole) or a folder with a shard set.
+
+    Failures noted beside the manifest (.err files) count as faults. Raises ManifestError when there is neither.
+    """
     from rich.progress import track
 
-    manifest = find_manifest(data)
-    report, seen = CheckReport(), set()
-    lines = manifest.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(track(lines, description="check"), start=1):
-        if not line.strip():
-            continue
-        report.entries += 1
-        where = f"{manifest}:{number}"
-        try:
-            entry = json.loads(line)
-            name = entry.get("path", entry.get("audio"))
-        except (json.JSONDecodeError, AttributeError):
-            name = None
-        if not isinstance(name, str):
-            report.faults.append(f"{where}: expected an object with path (a call) or audio (a question), got {line[:80]}")
-            continue
-        if name in seen:
-            report.faults.append(f"{where}: {name} stands in the manifest twice")
-        seen.add(name)
-        one = _call_faults if "path" in entry else _question_faults
-        report.faults += [f"{where}: {fault}" for fault in one(entry, manifest.parent, report)]
-    if not report.entries:
-        report.faults.append(f"{manifest}: no entries")
+    if (data / SIDECAR).is_file():
+        return check_shards(data)
+    report = CheckReport()
+    seen: set[str] = set()
+    for manifest in find_manifests(data):
+        entries_before = report.entries
+        for number, line in track(manifest_lines(manifest), description="check"):
+            report.entries += 1
+            for fault in _safely(_entry_faults(line, manifest.parent, seen, report)):
+                report.faults.append(f"{manifest}:{number}: {fault}")
+        if report.entries == entries_before and manifest.name == "manifest.jsonl":
+            report.faults.append(f"{manifest}: no entries")
+    if data.is_dir():
+        noted = sorted(data.glob("*.err"))
+        report.faults += [f"{file}: {file.read_text(encoding='utf-8', errors='replace').strip()}" for file in noted]
     return report
+
+
+def check_shards(path: Path) -> CheckReport:
+    """Check every call of a shard set: codes, words, pictures, and the counts that its sidecar promises."""
+    from rich.progress import track
+
+    report = CheckReport()
+    try:
+        shards = ShardSet(path)
+    except ShardError as error:
+        report.faults.append(str(error))
+        return report
+    if int(shards.num_frames.sum()) != shards.info.frames:
+        report.faults.append(f"{path}: {shards.num_frames.sum()} frames, {SIDECAR} promises {shards.info.frames}")
+    seen: set[str] = set()
+    pictures = 0
+    for index in track(range(len(shards)), description="check"):
+        report.entries += 1
+        try:
+            sample = shards[index]
+        except (ValueError, TypeError, KeyError) as error:
+            report.faults.append(f"{path}: call {index} cannot be read ({error})")
+            continue
+        report.seconds += sample.codes.shape[1] / FRAME_RATE_HZ
+        pictures += len(sample.visuals)
+        report.faults += [f"{path}: call {sample.id}: {fault}" for fault in _safely(_sample_faults(sample, shards))]
+        if sample.id in seen:
+            report.faults.append(f"{path}: call {sample.id} is in the set twice")
+        seen.add(sample.id)
+    if pictures != shards.info.pictures and len(seen) == len(shards):
+        report.faults.append(f"{path}: {pictures} pictures, {SIDECAR} promises {shards.info.pictures}")
+    return report
+
+
+def _safely(faults: Iterator[str]) -> Iterator[str]:
+    """The faults; a value of another type than expected ends them with one that says so."""
+    try:
+        yield from faults
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        yield f"not of the expected form ({type(error).__name__}: {error})"
+
+
+def _entry_faults(line: str, root: Path, seen: set[str], report: CheckReport) -> Iterator[str]:
+    try:
+        entry = json.loads(line)
+        name = entry.get("path", entry.get("audio"))
+    except (json.JSONDecodeError, AttributeError):
+        name = None
+    if not isinstance(name, str):
+        yield f"expected an object with path (a call) or audio (a question), got {line[:80]}"
+        return
+    if name in seen:
+        yield f"{name} stands in the manifest twice"
+    seen.add(name)
+    yield from (_call_faults if "path" in entry else _question_faults)(entry, root, report)
+
+
+def _sample_faults(sample: Sample, shards: ShardSet) -> Iterator[str]:
+    stamp, duration_sec = shards.info.codec, sample.codes.shape[1] / FRAME_RATE_HZ
+    if sample.codes.shape[0] != 2 * stamp.num_codebooks or not sample.codes.shape[1]:
+        yield f"codes of shape {tuple(sample.codes.shape)}, expected [{2 * stamp.num_codebooks}, T] with T > 0"
+        return
+    if int(sample.codes.min()) < -1 or int(sample.codes.max()) >= stamp.codebook_size:
+        yield f"codes outside -1 .. {stamp.codebook_size - 1}"
+    yield from _time_faults(sample.words, duration_sec)
+    yield from _visual_faults(sample.visuals, duration_sec)
+    for speaker, rows in zip(("main", "user"), speaker_rows(sample.codes), strict=True):
+        if any(word.speaker == speaker for word in sample.words) and bool((rows == rows[:, :1]).all()):
+            yield f"{speaker} has words, but its codes never change"
 
 
 def _wave(path: Path, *, channels: int) -> tuple[np.ndarray | None, str]:
@@ -81,28 +148,36 @@ def _call_faults(entry: dict, root: Path, report: CheckReport) -> Iterator[str]:
     wave, fault = _wave(path, channels=2)
     if wave is None:
         yield fault
-        return
-    duration_sec = len(wave) / SAMPLE_RATE_HZ
-    report.seconds += duration_sec
-    if not isinstance(told_sec, int | float) or abs(told_sec - duration_sec) > SLACK_SEC:
-        yield f"duration is {told_sec}, but {path} has {duration_sec:.3f} s"
+        duration_sec = float(told_sec) if isinstance(told_sec, int | float) else math.inf
+    else:
+        duration_sec = len(wave) / SAMPLE_RATE_HZ
+        report.seconds += duration_sec
+        if not isinstance(told_sec, int | float) or not abs(told_sec - duration_sec) <= SLACK_SEC:
+            yield f"duration is {told_sec}, but {path} has {duration_sec:.3f} s"
     try:
         transcript = read_transcript(Call(path.stem, path, duration_sec, root))
     except ManifestError as error:
         yield str(error)
         return
-    name = path.with_suffix(".json")
-    yield from (f"{name}: {fault}" for fault in _word_faults(transcript.words, wave))
-    yield from (f"{name}: {fault}" for fault in _visual_faults(transcript, duration_sec))
-    yield from (f"{name}: {fault}" for fault in _phone_faults(transcript.meta.get("phones", {}), duration_sec))
-    yield from (f"{name}: {fault}" for fault in _voice_faults(transcript.meta))
-    for number, turn in enumerate(transcript.meta.get("turns", [])):
-        yield from (f"{name}: turn {number}: {fault}" for fault in _turn_faults(turn, transcript.words, duration_sec))
+    words, meta, name = transcript.words, transcript.meta, path.with_suffix(".json")
+    parts = [_time_faults(words, duration_sec) if wave is None else _word_faults(words, wave)]
+    parts += [_visual_faults(transcript.visuals, duration_sec), _phone_faults(meta.get("phones", {}), duration_sec)]
+    parts.append(_meta_faults(meta, transcript.visuals))
+    for part in parts:
+        yield from (f"{name}: {fault}" for fault in _safely(part))
+    for number, turn in enumerate(meta.get("turns", [])):
+        yield from (f"{name}: turn {number}: {fault}" for fault in _safely(_turn_faults(turn, words, duration_sec)))
 
 
 def _word_faults(words: list[Word], wave: np.ndarray) -> Iterator[str]:
-    duration_sec = len(wave) / SAMPLE_RATE_HZ
+    yield from _time_faults(words, len(wave) / SAMPLE_RATE_HZ)
     for channel, speaker in enumerate(("main", "user")):
+        if any(word.speaker == speaker for word in words) and np.abs(wave[:, channel]).max() < 1e-3:
+            yield f"{speaker} has words, but its channel is silent"
+
+
+def _time_faults(words: list[Word], duration_sec: float) -> Iterator[str]:
+    for speaker in ("main", "user"):
         spoken = [word for word in words if word.speaker == speaker]
         for word in spoken:
             if not 0 <= word.start_sec <= word.end_sec <= duration_sec + SLACK_SEC:
@@ -110,12 +185,10 @@ def _word_faults(words: list[Word], wave: np.ndarray) -> Iterator[str]:
         for before, after in zip(spoken, spoken[1:], strict=False):
             if after.start_sec < before.end_sec - SLACK_SEC:
                 yield f"{speaker} says {after.text!r} at {after.start_sec} s before {before.text!r} has ended"
-        if spoken and np.abs(wave[:, channel]).max() < 1e-3:
-            yield f"{speaker} has words, but its channel is silent"
 
 
-def _visual_faults(transcript: Transcript, duration_sec: float) -> Iterator[str]:
-    for number, visual in enumerate(transcript.visuals):
+def _visual_faults(visuals: list[Visual], duration_sec: float) -> Iterator[str]:
+    for number, visual in enumerate(visuals):
         try:
             load_image(visual.image)
         except ImageError as error:
@@ -133,7 +206,9 @@ def _phone_faults(phones: dict, duration_sec: float) -> Iterator[str]:
                 yield f"{side} has {phone!r} from {start_sec} to {end_sec} s of {duration_sec:.3f}"
 
 
-def _voice_faults(meta: dict) -> Iterator[str]:
+def _meta_faults(meta: dict, visuals: list[Visual]) -> Iterator[str]:
+    if meta.get("entry", {}).get("kind") == "visual" and not visuals:
+        yield "a visual call without a picture"
     voice = meta.get("voice")
     if voice is not None and meta.get("split") == "train" and f"{voice['engine']}:{voice['name']}" in _HELD_OUT:
         yield f"the voice {voice['name']} is held out, but the call is for training"

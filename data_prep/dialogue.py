@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from data_prep.world import COLOURS, SHAPES, Scene, SceneObject
+from data_prep.world import COLOURS, SHAPES, SIZES, Scene, SceneObject
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 REFUSAL = "i can not see a picture"
@@ -356,3 +356,22 @@ def user_sentences(rng: np.random.Generator, scenes: list[Scene], *, per_scene: 
     for scene in scenes:
         sentences |= {make(scene).question for _ in range(per_scene) for make in makers}
     return sorted(" ".join(sentence.replace("|", " ").split()) for sentence in sentences)
+
+
+def vocabulary() -> list[str]:
+    """Every word that may be said in this world, by either side, sorted."""
+    lists = (COLOUR_OF_SHAPE, SHAPE_OF_COLOUR, WHAT_AT, WHERE_IS, COUNT_ALL, COUNT_COLOUR, COUNT_SHAPE, EXISTS, SIZE_OF)
+    texts = [text for forms in (*lists, DESCRIBE, REPEAT, LATE, *PLACE_NAMES) for text in forms]
+    texts += [text for forms, answer in SMALL_TALK.values() for text in (*forms, answer)]
+    texts += [
+        *COLOURS,
+        *SHAPES,
+        *map(plural, SHAPES),
+        *SIZES,
+        *SIDES,
+        *NUMBERS,
+        REFUSAL,
+        "on at an yes no there and count",
+    ]
+    texts += ["object objects one a i see is the"]
+    return sorted({word for text in texts for word in re.sub(r"\{\w+\}|\|", " ", text).split()})

@@ -1,6 +1,8 @@
-"""espeak-ng in this process: a wave, and the words and phones with their times."""
+"""espeak-ng through its library: a wave, and the words and phones with their times."""
 
 import ctypes
+import os
+import pickle
 from ctypes import CFUNCTYPE, POINTER, c_char, c_char_p, c_int, c_short, c_uint, c_void_p
 from functools import cache
 
@@ -39,7 +41,7 @@ _Callback = CFUNCTYPE(c_int, POINTER(c_short), c_int, POINTER(_Event))
 
 
 class _Engine:
-    """The library, and what its callback gathered since the last call."""
+    """The library, and what its callback gathers."""
 
     def __init__(self) -> None:
         try:
@@ -54,7 +56,6 @@ class _Engine:
         self.blocks: list[np.ndarray] = []
         self.words: list[tuple[int, int, int]] = []  # (first character, characters, start sample)
         self.phones: list[tuple[str, int]] = []  # (mnemonic, start sample)
-        self.voice = ""
         self._callback = _Callback(self._collect)  # kept: the library holds only its address
         self.library.espeak_SetSynthCallback(self._callback)
 
@@ -72,11 +73,8 @@ class _Engine:
         return 0
 
     def set_voice(self, name: str) -> None:
-        if name == self.voice:
-            return
         if self.library.espeak_SetVoiceByName(name.encode()) != 0:
             raise ConfigError(f"espeak-ng has no voice {name!r}; `espeak-ng --voices=en` lists what it has")
-        self.voice = name
 
 
 @cache
@@ -95,42 +93,69 @@ def _timed_phones(engine: _Engine, samples: int) -> list[tuple[str, float, float
     return [phone for phone in phones if phone[2] > phone[1]]
 
 
-def _spans(engine: _Engine, text: str) -> list[tuple[int, int]]:
-    """(first character, characters) of each word event. espeak-ng joins some words ("on the") and tells the first only;
-    where that leaves most of the text untold, every event reaches to the next."""
-    spans = [(first, length) for first, length, _ in engine.words]
-    if 2 * sum(length for _, length in spans) >= sum(char.isalpha() for char in text):
-        return spans
-    bounds = [first for first, _ in spans] + [len(text)]
-    return [(first, after - first) for first, after in zip(bounds, bounds[1:], strict=False)]
-
-
 def _timed_words(engine: _Engine, text: str, phones) -> list[tuple[str, float, float]]:
-    """Words end where their last phone that is no silence ends."""
-    starts = [start / engine.sample_rate for _, _, start in engine.words]
+    """Words from their first phone to their last, silence aside.
+
+    espeak-ng joins some words ("on the", "in which") and tells the first only, so what is told reaches to the next.
+    """
+    told = [(first, start / engine.sample_rate) for first, length, start in engine.words if length > 0]
+    bounds = [0, *(first for first, _ in told[1:]), len(text)]
+    limits = [*(start for _, start in told[1:]), float("inf")]
     words = []
-    for k, (first, length) in enumerate(_spans(engine, text)):
-        limit = starts[k + 1] if k + 1 < len(starts) else float("inf")
-        ends = [end for phone, start, end in phones if phone != "sil" and starts[k] - 1e-4 <= start < limit - 1e-4]
-        if ends:
-            words.append((text[first : first + length], starts[k], max(ends)))
+    for k, (_, start) in enumerate(told):
+        own = [p for p in phones if p[0] != "sil" and start - 1e-4 <= p[1] < limits[k] - 1e-4]
+        if own and bounds[k] < bounds[k + 1]:
+            words.append((text[bounds[k] : bounds[k + 1]], own[0][1], own[-1][2]))
     return words
 
 
 def synthesise(text: str, *, name: str, pitch: float, rate: float):
     """Speak `text`: (wave float32 [N], sample rate, words, phones); words and phones are (text, start_sec, end_sec).
 
-    `name` may carry a variant ("en-us+f2"); `rate` is a factor, `pitch` about one. Raises FileNotFoundError when
-    espeak-ng is not installed, ConfigError for an unknown voice.
+    `name` may carry a variant ("en-us+f2"); `rate` is a factor, `pitch` about one. The same arguments give the same
+    wave, whatever was said before. Raises FileNotFoundError when espeak-ng is not installed, ConfigError for an unknown
+    voice.
     """
     engine = load()
-    engine.set_voice(name)
+    return _in_a_fork(lambda: _speak(engine, text, name=name, pitch=pitch, rate=rate), text)
+
+
+def _in_a_fork(task, text: str):
+    """What `task` returns in a copy of this process. The library carries the phase of its voice's flutter from one
+    utterance to the next and cannot be told to forget it; in this process it never speaks, so every copy is as new."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reader)
+            with os.fdopen(writer, "wb") as stream:
+                pickle.dump(task(), stream)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        data = stream.read()
+    os.waitpid(child, 0)
+    if not data:
+        raise ConfigError(f"espeak-ng ended without a word on {text!r}; use plain ASCII words")
+    result = pickle.loads(data)
+    if isinstance(result, ValueError):
+        raise result
+    return result
+
+
+def _speak(engine: _Engine, text: str, *, name: str, pitch: float, rate: float):
+    """What synthesise returns, or the ValueError it should raise."""
+    try:
+        engine.set_voice(name)
+        data = text.encode("ascii")
+    except ValueError as error:
+        return ConfigError(str(error))
+    ctypes.CDLL(None).srand(1)
     engine.library.espeak_SetParameter(_RATE, int(_RATE_WORDS_PER_MIN * rate), 0)
     engine.library.espeak_SetParameter(_PITCH, int(np.clip(_PITCH_MIDDLE * (1 + 2 * (pitch - 1)), 0, 99)), 0)
-    engine.blocks, engine.words, engine.phones = [], [], []
-    data = text.encode("ascii")
     if engine.library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _UTF8, None, None) != 0:
-        raise ConfigError(f"espeak-ng could not speak {text!r}")
+        return ConfigError(f"espeak-ng could not speak {text!r}")
     samples = np.concatenate(engine.blocks).astype(np.float32) / 32768.0
     phones = _timed_phones(engine, len(samples))
     return samples, engine.sample_rate, _timed_words(engine, text, phones), phones

@@ -94,13 +94,14 @@ def _phones(library: ctypes.CDLL, utterance: int) -> list[tuple[str, float, floa
 def synthesise(text: str, *, name: str, pitch: float, rate: float):
     """Speak `text`: (wave float32 [N], sample rate, words, phones); words and phones are (text, start_sec, end_sec).
 
-    `pitch` and `rate` are factors on the voice's own. Raises FileNotFoundError when flite is not
-    installed, ConfigError for an unknown voice.
+    `pitch` and `rate` are factors on the voice's own. The same text and settings always give the same samples.
+    Raises FileNotFoundError when flite is not installed, ConfigError for an unknown voice.
     """
     library, voice = load(), _voice(name)
     features = ctypes.cast(voice, POINTER(_Voice)).contents.features
     library.feat_set_float(features, b"f0_shift", pitch)
     library.feat_set_float(features, b"duration_stretch", 1.0 / rate)
+    library.srand(1)  # the C library's: the noise in flite's voices is drawn from it
     utterance = library.flite_synth_text(text.encode("ascii"), voice)
     try:
         wave = library.utt_wave(utterance).contents

@@ -1,95 +1,176 @@
-"""`preview`: one call to look at and listen to: its wav, its picture, and a page with every word on the frame grid."""
+"""`preview`: one call to look at and listen to: its wav, its pictures, and a page with every word on the frame grid."""
 
 import base64
-import html
 import math
-import shutil
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
+from string import Template
+
+import numpy as np
 
 from data_prep.calls import Call, Transcript, read_manifest, read_transcript
 from data_prep.files import write_atomic
 from mmspeech.audio.waveform import FRAME_RATE_HZ
 from mmspeech.config import ConfigError
+from mmspeech.tokens.text import EPAD_ID, PAD_ID, TextTokenizer, words_to_frames
+from mmspeech.types import Word
 
-FRAMES_PER_ROW = 25  # two seconds
-_PAGE = """<!doctype html><meta charset="utf-8"><title>{name}</title>
-<style>body{{font:14px sans-serif;margin:2em}} table{{border-collapse:collapse;margin:.6em 0}} td,th{{border:1px solid #ccc;
-width:3.4em;height:1.4em;font-weight:normal;text-align:left;overflow:visible;white-space:nowrap}} th{{border:0;color:#888;
-font-size:11px}} .user{{background:#eee}} .main{{background:#cfe8ff}} img{{image-rendering:pixelated;width:288px}}</style>
-<h1>{name}</h1><p>{facts}</p>{picture}<p><audio controls src="{audio}"></audio> left: the model, right: the user</p>
-<h2>Turns</h2><ol>{turns}</ol><h2>Words, one column per frame of 80 ms</h2>{grid}
-"""
-
-
-def grid(transcript: Transcript, num_frames: int) -> dict[str, list[str]]:
-    """Speaker -> [T] texts: a word where it starts, "-" while it sounds, "" else."""
-    rows = {speaker: [""] * num_frames for speaker in ("user", "main")}
-    for word in transcript.words:
-        first, last = (math.floor(sec * FRAME_RATE_HZ) for sec in (word.start_sec, word.end_sec))
-        row = rows[word.speaker]
-        for frame in range(first + 1, min(last + 1, num_frames)):
-            row[frame] = row[frame] or "-"
-        if first < num_frames:
-            row[first] = f"{row[first].strip('-')} {word.text}".strip()
-    return rows
+FRAMES_PER_STRIP = 25  # two seconds
+_ENVELOPE_POINTS = 400  # of a strip's waveform
+_WAVE_HEIGHT_PX = 34
+_SIDES = (("user", "user", 1), ("main", "model", 0))  # speaker, label, channel
+_MIME = {b"\x89PNG": "image/png", b"\xff\xd8\xff\xe0": "image/jpeg", b"RIFF": "image/webp", b"GIF8": "image/gif"}
 
 
-def preview(data: Path, out: Path, *, call: str | None = None) -> list[str]:
-    """Write NAME.wav, NAME.html and pictures of one call (the first, or the one named) to `out`.
+@dataclass
+class Cell:
+    """What the text stream holds in one frame: the piece to show and whether it is text, epad or pad."""
 
-    Returns the lines to print: one per frame in which a word starts. Raises ConfigError for a call that is not there.
+    text: str
+    kind: str
+
+
+def preview(data: Path, out: Path, *, call: str | None = None, tokenizer: Path | None = None) -> list[str]:
+    """Write NAME.wav, its pictures and NAME.html (which holds both) of one call, the first or the one named, to `out`.
+
+    With a tokenizer file the page shows the model's text tokens too. Returns the lines to print: one per frame in which
+    a word starts. Raises ConfigError for a call that is not there or cannot be read.
     """
     calls = read_manifest(data)
     chosen = next((one for one in calls if call in (None, one.id)), None)
     if chosen is None:
         raise ConfigError(f"{data}: no call {call!r}; expected one of {len(calls)}, such as {calls[0].id!r}")
-    if not chosen.audio.is_file():
-        raise ConfigError(f"{chosen.audio}: not there; run the step that makes it again")
+    pieces = TextTokenizer(tokenizer) if tokenizer else None
+    wave, rate_hz = _read(chosen.audio)
     transcript = read_transcript(chosen)
-    rows = grid(transcript, math.ceil(chosen.duration_sec * FRAME_RATE_HZ))
+    num_frames = math.ceil(len(wave) / rate_hz * FRAME_RATE_HZ)
+    tokens = token_cells(transcript.words, num_frames, pieces) if pieces else None
     out.mkdir(parents=True, exist_ok=True)
     name = chosen.audio.stem
-    shutil.copyfile(chosen.audio, out / f"{name}.wav")
+    write_atomic(out / f"{name}.wav", chosen.audio.read_bytes())
     for number, visual in enumerate(transcript.visuals):
-        write_atomic(out / f"{name}{f'-{number}' if number else ''}.png", visual.image)
-    write_atomic(out / f"{name}.html", _page(chosen, transcript, rows).encode())
-    return _lines(rows)
+        suffix = _mime(visual.image).removeprefix("image/").replace("jpeg", "jpg")
+        write_atomic(out / f"{name}{f'-{number}' if number else ''}.{suffix}", visual.image)
+    write_atomic(out / f"{name}.html", _page(chosen, transcript, wave, tokens, num_frames).encode())
+    return _lines(transcript.words, tokens)
 
 
-def _lines(rows: dict[str, list[str]]) -> list[str]:
-    lines = [f"{'frame':>5} {'second':>6}  {'user':<16} model"]
-    for frame, (user, main) in enumerate(zip(rows["user"], rows["main"], strict=True)):
-        if user.strip("-") or main.strip("-"):
-            lines.append(f"{frame:>5} {frame / FRAME_RATE_HZ:>6.2f}  {user:<16} {main}".rstrip())
+def token_cells(words: list[Word], num_frames: int, tokenizer: TextTokenizer) -> list[Cell]:
+    """The model's text stream, one cell per frame."""
+    special = {PAD_ID: Cell("·", "pad"), EPAD_ID: Cell("▸", "epad")}
+    frames = words_to_frames(words, num_frames, tokenizer).tolist()
+    return [special.get(token) or Cell(tokenizer.piece(token).strip(), "text") for token in frames]
+
+
+def _read(path: Path) -> tuple[np.ndarray, int]:
+    """[N, 2] float32 and its rate in Hz."""
+    import soundfile
+
+    try:
+        wave, rate_hz = soundfile.read(str(path), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ConfigError(f"{path}: not there or not audio ({error}); run the step that makes it again") from error
+    if wave.shape[1] != 2 or not len(wave):
+        got = f"{len(wave)} samples, {wave.shape[1]} channels"
+        raise ConfigError(f"{path}: {got}; expected stereo, the model left and the user right")
+    return wave, rate_hz
+
+
+def _lines(words: list[Word], tokens: list[Cell] | None) -> list[str]:
+    """One line per word, by time, with the text tokens of its first frame."""
+    lines = [f"{'frame':>5} {'second':>6}  {'user':<16} {'model':<16} {'token' if tokens else ''}".rstrip()]
+    for word in sorted(words, key=lambda word: word.start_sec):
+        frame = math.floor(word.start_sec * FRAME_RATE_HZ)
+        user, model = (word.text, "") if word.speaker == "user" else ("", word.text)
+        token = tokens[frame].text if tokens and frame < len(tokens) else ""
+        lines.append(f"{frame:>5} {word.start_sec:>6.2f}  {user:<16} {model:<16} {token}".rstrip())
     return lines
 
 
-def _page(call: Call, transcript: Transcript, rows: dict[str, list[str]]) -> str:
-    strips = []
-    for start in range(0, len(rows["user"]), FRAMES_PER_ROW):
-        frames = range(start, min(start + FRAMES_PER_ROW, len(rows["user"])))
-        head = "".join(f"<th>{frame / FRAME_RATE_HZ:.2f}</th>" for frame in frames)
-        strips.append(f"<table><tr><th></th>{head}</tr>{_row('user', rows, frames)}{_row('main', rows, frames)}</table>")
-    pictures = [base64.b64encode(visual.image).decode() for visual in transcript.visuals]
-    facts = {key: transcript.meta[key] for key in ("split", "voice") if key in transcript.meta}
-    return _PAGE.format(
-        name=html.escape(call.id),
-        facts=html.escape(f"{call.duration_sec:.2f} s {facts}"),
-        picture="".join(f'<img alt="what the model sees" src="data:image/png;base64,{data}">' for data in pictures),
-        audio=html.escape(call.audio.name),
-        turns="".join(_turn(turn) for turn in transcript.meta.get("turns", [])),
-        grid="".join(strips),
+def _page(call: Call, transcript: Transcript, wave: np.ndarray, tokens: list[Cell] | None, num_frames: int) -> str:
+    pictures = [
+        f'<img alt="what the model sees" src="{_data_uri(_mime(visual.image), visual.image)}">'
+        f"<br>from {visual.start_sec:.2f} s<br>"
+        for visual in transcript.visuals
+    ]
+    facts = [f"{key} {transcript.meta[key]}" for key in ("split", "voice") if key in transcript.meta]
+    legend = "Click a word to hear it."
+    legend += " Text stream: ▸ EPAD (a word is about to begin), · PAD (nothing)." if tokens else ""
+    starts = range(0, num_frames, FRAMES_PER_STRIP)
+    template = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
+    return template.substitute(
+        name=escape(call.id),
+        columns=FRAMES_PER_STRIP,
+        pictures="".join(pictures) or "no picture: a blind call",
+        audio=_data_uri("audio/wav", call.audio.read_bytes()),
+        facts=escape("; ".join([f"{call.duration_sec:.2f} s", *facts])),
+        turns="".join(f"<li>{escape(_turn(turn))}</li>" for turn in transcript.meta.get("turns", [])),
+        legend=legend,
+        strips="".join(_strip(start, num_frames, transcript.words, wave, tokens) for start in starts),
     )
 
 
-def _row(speaker: str, rows: dict[str, list[str]], frames: range) -> str:
-    label = {"user": "user", "main": "model"}[speaker]
-    cells = (rows[speaker][frame] for frame in frames)
-    marked = (f'<td class="{speaker}">{html.escape(text.strip("-"))}</td>' if text else "<td></td>" for text in cells)
-    return f"<tr><th>{label}</th>{''.join(marked)}</tr>"
+def _strip(start: int, num_frames: int, words: list[Word], wave: np.ndarray, tokens: list[Cell] | None) -> str:
+    """Two seconds: the time, the waves, the words of both sides and the text stream, in the page's grid."""
+    frames = range(start, min(start + FRAMES_PER_STRIP, num_frames))
+    parts = [_label("second")]
+    parts += [_cell(f"{frame / FRAME_RATE_HZ:.2f}", "time", frame - start, frame) for frame in frames]
+    per_frame = len(wave) / num_frames
+    first, last = int(start * per_frame), int((start + FRAMES_PER_STRIP) * per_frame)
+    for speaker, label, channel in _SIDES:
+        parts += [_label(label), _envelope(wave[first:last, channel], last - first, speaker), _label("")]
+        parts += [_word(word, start) for word in words if word.speaker == speaker and _frame(word) in frames]
+    if tokens:
+        parts.append(_label("text"))
+        parts += [_cell(tokens[f].text, f"token {tokens[f].kind}", f - start, f) for f in frames]
+    return f'<div class="strip">{"".join(parts)}</div>'
+
+
+def _frame(word: Word) -> int:
+    return math.floor(word.start_sec * FRAME_RATE_HZ)
+
+
+def _label(text: str) -> str:
+    return f'<div class="label">{text}</div>'
+
+
+def _cell(text: str, kind: str, column: int, frame: int) -> str:
+    return f'<div class="{kind}" data-frame="{frame}" style="grid-column:{column + 2}">{escape(text)}</div>'
+
+
+def _word(word: Word, start: int) -> str:
+    """A box from the frame in which a word starts to the one in which it ends."""
+    first = _frame(word) - start
+    last = min(math.floor(word.end_sec * FRAME_RATE_HZ) - start, FRAMES_PER_STRIP - 1)
+    times = f"{word.start_sec:.3f} to {word.end_sec:.3f} s"
+    style = f"grid-column:{first + 2} / {max(first, last) + 3}"
+    sec = f"{word.start_sec:.3f}"
+    text = escape(word.text)
+    return f'<div class="word {word.speaker}" style="{style}" data-sec="{sec}" title="{times}">{text}</div>'
+
+
+def _envelope(wave: np.ndarray, length: int, speaker: str) -> str:
+    """[N] -> a small drawing of its loudness over `length` samples."""
+    colour = {"user": "#d08a3a", "main": "#3a86d0"}[speaker]
+    edges = np.linspace(0, length, _ENVELOPE_POINTS + 1).astype(int)
+    loudness = [np.abs(wave[a:b]).max(initial=0.0) for a, b in zip(edges, edges[1:], strict=False)]
+    middle = _WAVE_HEIGHT_PX / 2
+    top = [f"{x} {middle - min(float(v), 1) * middle:.1f}" for x, v in enumerate(loudness)]
+    bottom = [f"{x} {middle + min(float(v), 1) * middle:.1f}" for x, v in enumerate(loudness)]
+    box = f'viewBox="0 0 {_ENVELOPE_POINTS} {_WAVE_HEIGHT_PX}" preserveAspectRatio="none"'
+    points = ",".join([*top, *reversed(bottom)])
+    return f'<svg class="wave" width="100%" {box}><polygon fill="{colour}" points="{points}"/></svg>'
 
 
 def _turn(turn: dict) -> str:
-    cut = " (interrupted)" if turn["interrupted"] else ""
-    said = f"{turn['question_start_sec']:.2f} s {turn['question']} / {turn['answer_start_sec']:.2f} s {turn['answer']}{cut}"
-    return f"<li>{html.escape(said)}</li>"
+    answers = f"{turn['answer']} [{' | '.join(turn['answers'])}]" + (" (interrupted)" if turn["interrupted"] else "")
+    return f"{turn['question_start_sec']:.2f} s {turn['question']} → {turn['answer_start_sec']:.2f} s {answers}"
+
+
+def _mime(image: bytes) -> str:
+    return _MIME.get(image[:4], "image/png")
+
+
+def _data_uri(mime: str, data: bytes) -> str:
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"

@@ -174,7 +174,8 @@ def open_sources(sources: dict[str, SourceConfig], *, at: Callable[[str], Path],
 
 def build_layout(config: DataConfig, *, tokenizer, stamp, training: bool) -> Layout:
     """The layout of training calls, or of validation calls (undisturbed). `stamp`: CodecStamp of the shards."""
-    augmentation = Augmentation(config.drop_acoustic, config.replace_codes) if training else Augmentation()
+    disturbed = Augmentation(config.drop_acoustic, config.replace_codes, config.mute_gaps)
+    augmentation = disturbed if training else Augmentation()
     return Layout(
         tokenizer=tokenizer,
         silence_codes=stamp.silence_codes,

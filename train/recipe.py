@@ -88,7 +88,8 @@ def train(config: TrainConfig, *, sample: SampleHook = write_samples) -> Path:
                 if features is not None:
                     features.fill(batch)
                 out = objective(batch)
-                accelerator.backward(out.loss / config.accumulate)
+                if out.loss.requires_grad:  # not where only the eyes learn and no call of the batch has a picture
+                    accelerator.backward(out.loss / config.accumulate)
                 finite = finite and math.isfinite(out.loss.item())
                 means.add(_numbers(out))
                 rate.add(int((batch.codes[:, 0] >= 0).sum()))

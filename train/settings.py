@@ -51,6 +51,7 @@ class DataConfig(StrictModel):
     transcribe_delay_frames: int = Field(3, ge=0)
     drop_acoustic: float = Field(0.0, ge=0, le=1)
     replace_codes: float = Field(0.0, ge=0, le=0.5)
+    mute_gaps: float = Field(0.0, ge=0, le=1)
     workers: int = Field(0, ge=0)
     cached_pictures: int = Field(20_000, ge=0)
 

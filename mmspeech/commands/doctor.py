@@ -35,10 +35,8 @@ _PACKAGES = (
     ("datasets", "datasets", "shards: training and data_prep", "pip install 'mmspeech[train]'"),
     ("accelerate", "accelerate", "training", "pip install 'mmspeech[train]'"),
     ("tensorboard", "tensorboard", "training curves", "pip install 'mmspeech[train]'"),
-    ("deepspeed", "deepspeed", "training on many GPUs", "pip install 'mmspeech[deepspeed]'"),
     ("jiwer", "jiwer", "evaluation: word error", "pip install 'mmspeech[eval]'"),
     ("pocketsphinx", "pocketsphinx", "evaluation: recognising replies", "pip install 'mmspeech[eval]'"),
-    ("decord2", "decord", "video", "pip install 'mmspeech[video]'"),
 )
 
 

@@ -32,11 +32,14 @@ class Augmentation:
     """How user codes are disturbed, so that unknown voices and noise do not surprise the model.
 
     With probability `drop_acoustic` a call keeps only its first user codebooks (how many is drawn); a share of
-    `replace_codes` of the user's codes becomes random ones (in a call, a share drawn from 0 to twice that).
+    `replace_codes` of the user's codes becomes random ones (in a call, a share drawn from 0 to twice that). With
+    probability `mute_gaps` a call has digital silence where the user does not speak, as behind a noise gate or after
+    the end of a recording.
     """
 
     drop_acoustic: float = 0.0
     replace_codes: float = 0.0
+    mute_gaps: float = 0.0
 
 
 @dataclass
@@ -104,7 +107,7 @@ class Layout:
         text = self._text([w for w in sample.words if w.speaker == "main"], own.shape[1])
         speaking = speaking_frames(sample.words, own.shape[1], speaker="main")
         audio_weight = speaking | torch.from_numpy(rng.random(len(speaking)) < self.silent_share)
-        codes = torch.cat([text[None], own, self._disturb(user, rng)])
+        codes = torch.cat([text[None], own, self._disturb(user, sample.words, rng)])
         return Row(sample.id, codes, torch.ones(len(text)), audio_weight.float())
 
     def _speechless(self, sample: Sample) -> Row:
@@ -125,15 +128,18 @@ class Layout:
         text[0] = BOS_ID
         text_weight = torch.ones(num_frames)
         text_weight[0] = 0.0  # the task is given, not guessed
-        codes = torch.cat([text[None], self.silence_codes.expand(-1, num_frames), self._disturb(user, rng)])
+        codes = torch.cat([text[None], self.silence_codes.expand(-1, num_frames), self._disturb(user, sample.words, rng)])
         return Row(sample.id, codes, text_weight, torch.zeros(num_frames))
 
     def _text(self, words: list[Word], num_frames: int) -> Tensor:
         return words_to_frames([replace(w, speaker="main") for w in words], num_frames, self.tokenizer).long()
 
-    def _disturb(self, user: Tensor, rng: np.random.Generator) -> Tensor:
-        """user [K, T] with some codes replaced and, perhaps, only the first codebooks kept."""
+    def _disturb(self, user: Tensor, words: list[Word], rng: np.random.Generator) -> Tensor:
+        """user [K, T] with gaps muted, some codes replaced and, perhaps, only the first codebooks kept."""
         user = user.clone()
+        if rng.random() < self.augmentation.mute_gaps:
+            speaking = speaking_frames(words, user.shape[1], speaker="user")
+            user = torch.where(speaking, user, self.silence_codes)
         if self.augmentation.replace_codes > 0:
             share = rng.uniform(0, 2 * self.augmentation.replace_codes)
             chosen = torch.from_numpy(rng.random(tuple(user.shape)) < share) & (user != NOTHING)

@@ -231,6 +231,6 @@ def _describe_timm(name: str) -> dict[str, Any]:
 def _unreachable(tower: str, error: Exception) -> ConfigError:
     reason = " ".join(str(error).split())[:160]
     return ConfigError(
-        f"{tower}: its published weights could not be had ({type(error).__name__}: {reason}); "
+        f"{tower}: could not be had ({type(error).__name__}: {reason}); "
         "check the name and the connection, or give a local directory"
     )
