@@ -2,6 +2,7 @@
 
 import base64
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -35,7 +36,7 @@ def preview(data: Path, out: Path, *, call: str | None = None, tokenizer: Path |
     """Write NAME.wav, its pictures and NAME.html (which holds both) of one call, the first or the one named, to `out`.
 
     With a tokenizer file the page shows the model's text tokens too. Returns the lines to print: one per frame in which
-    a word starts. Raises ConfigError for a call that is not there or cannot be read.
+    something is said. Raises ConfigError for a call that is not there or cannot be read.
     """
     calls = read_manifest(data)
     chosen = next((one for one in calls if call in (None, one.id)), None)
@@ -78,13 +79,19 @@ def _read(path: Path) -> tuple[np.ndarray, int]:
 
 
 def _lines(words: list[Word], tokens: list[Cell] | None) -> list[str]:
-    """One line per word, by time, with the text tokens of its first frame."""
-    lines = [f"{'frame':>5} {'second':>6}  {'user':<16} {'model':<16} {'token' if tokens else ''}".rstrip()]
-    for word in sorted(words, key=lambda word: word.start_sec):
-        frame = math.floor(word.start_sec * FRAME_RATE_HZ)
-        user, model = (word.text, "") if word.speaker == "user" else ("", word.text)
-        token = tokens[frame].text if tokens and frame < len(tokens) else ""
-        lines.append(f"{frame:>5} {word.start_sec:>6.2f}  {user:<16} {model:<16} {token}".rstrip())
+    """One line per frame in which a word starts or the text stream holds text."""
+    texts = {"user": defaultdict(list), "main": defaultdict(list), "token": defaultdict(list)}
+    for word in words:
+        texts[word.speaker][_frame(word)].append(word.text)
+    for frame, cell in enumerate(tokens or []):
+        if cell.kind == "text":
+            texts["token"][frame].append(cell.text)
+    user, model, token = (texts[key] for key in ("user", "main", "token"))
+    lines = [f"{'frame':>5} {'second':>6}  {'user':<18} {'model':<18} {'text stream' if tokens else ''}".rstrip()]
+    for frame in sorted({*user, *model, *token}):
+        columns = (" ".join(column[frame]) for column in (user, model, token))
+        shown = "{:<18} {:<18} {}".format(*columns)
+        lines.append(f"{frame:>5} {frame / FRAME_RATE_HZ:>6.2f}  {shown}".rstrip())
     return lines
 
 
@@ -140,11 +147,11 @@ def _cell(text: str, kind: str, column: int, frame: int) -> str:
 
 
 def _word(word: Word, start: int) -> str:
-    """A box from the frame in which a word starts to the one in which it ends."""
+    """A box from the frame in which a word starts up to the one in which it ends."""
     first = _frame(word) - start
-    last = min(math.floor(word.end_sec * FRAME_RATE_HZ) - start, FRAMES_PER_STRIP - 1)
+    after = min(math.floor(word.end_sec * FRAME_RATE_HZ) - start, FRAMES_PER_STRIP)
     times = f"{word.start_sec:.3f} to {word.end_sec:.3f} s"
-    style = f"grid-column:{first + 2} / {max(first, last) + 3}"
+    style = f"grid-column:{first + 2} / {max(first + 1, after) + 2}"
     sec = f"{word.start_sec:.3f}"
     text = escape(word.text)
     return f'<div class="word {word.speaker}" style="{style}" data-sec="{sec}" title="{times}">{text}</div>'

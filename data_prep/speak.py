@@ -173,8 +173,10 @@ def speak_item(source: Path, out: Path, *, seed: int, timing: Timing) -> dict:
         raise ConfigError(f"{source}: expected a number as its name, as `python -m data_prep scenes` gives")
     dialogue = load_dialogue(source)
     wav, record_path, picture = (out / f"{name}{suffix}" for suffix in (".wav", ".json", ".png"))
-    if record_path.is_file() and wav.is_file() and (dialogue.kind == "blind" or picture.is_file()):
-        return _entry_of(record_path, dialogue)
+    if record_path.is_file() and wav.is_file():
+        entry = _entry_of(record_path, dialogue)
+        if dialogue.kind == "blind" or picture.is_file():
+            return entry
     rng = item_rng(seed, dialogue.split, int(name), "speak")
     voice = random_voice(rng, held_out=False)
     turns = [turn.model_dump(mode="json") for turn in dialogue.turns]
