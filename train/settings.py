@@ -108,6 +108,7 @@ class LossConfig(StrictModel):
     text_pad: float = Field(0.5, ge=0)
     first_codebook: float = Field(10.0, ge=0)
     audio: float = Field(1.0, ge=0)
+    depth_frames_share: float = Field(1.0, gt=0, le=1)
 
 
 class TrainConfig(StrictModel):
