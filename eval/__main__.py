@@ -87,7 +87,11 @@ def read_sentences(path: Path) -> tuple[str, ...]:
     """The lines of a text file; the recogniser's idea of what a model may say."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; expected one sentence per line")
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file; expected one sentence per line") from error
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 if __name__ == "__main__":

@@ -64,10 +64,8 @@ LineT = TypeVar("LineT", bound=BaseModel)
 
 def read_lines(path: Path, cls: type[LineT], *, limit: int | None = None) -> list[LineT]:
     """All lines (the first `limit`) with paths resolved and ids filled in; ConfigError names the first bad line."""
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such manifest; expected one JSON object per line")
     lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, text in enumerate(_read_text(path).splitlines(), start=1):
         if not text.strip() or (limit is not None and len(lines) >= limit):
             continue
         try:
@@ -87,13 +85,21 @@ def read_lines(path: Path, cls: type[LineT], *, limit: int | None = None) -> lis
 
 def read_recordings(path: Path, *, limit: int | None = None) -> list[Spoken]:
     """Recordings of a manifest of `Spoken` lines; or, of a manifest of calls, the model's turns nobody interrupted."""
-    first = path.read_text(encoding="utf-8").partition("\n")[0] if path.is_file() else ""
-    if '"path"' not in first:
+    if '"path"' not in _read_text(path).partition("\n")[0]:
         return read_lines(path, Spoken, limit=limit)
     turns = [turn for call in read_lines(path, SpokenCall) for turn in _model_turns(call.audio)]
     if not turns:
         raise ConfigError(f"{path}: no call of it has a whole turn of the model")
     return turns[:limit]
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such manifest; expected one JSON object per line")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file; expected a manifest, one JSON object per line") from error
 
 
 def _model_turns(audio: Path) -> list[Spoken]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from eval.ngram import arpa
 from eval.scoring import normalise
+from mmspeech.config import ConfigError
 
 RECOGNISER_RATE_HZ = 16_000
 _PAD_SEC = 0.3  # silence around the speech: without it first and last words are lost
@@ -24,7 +25,12 @@ class Recogniser:
     """
 
     def __init__(self, sentences: Iterable[str], *, vocabulary: Iterable[str] = ()):
-        from pocketsphinx import Config, Decoder, get_model_path
+        try:
+            from pocketsphinx import Config, Decoder, get_model_path
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"{error.name} is not installed; evaluation needs it: pip install 'mmspeech[eval]'"
+            ) from error
 
         texts = [normalise(sentence) for sentence in sentences]
         wanted = sorted({word for text in texts for word in text} | {w for v in vocabulary for w in normalise(v)})

@@ -71,7 +71,22 @@ def load_model(
     codec = load_codec(path).to(device)
     if not (path / TOKENIZER).is_file():
         raise CheckpointError(f"{path}: no {TOKENIZER}; expected a complete checkpoint directory")
-    return Bundle(model, codec, TextTokenizer(path / TOKENIZER), config, path)
+    tokenizer = TextTokenizer(path / TOKENIZER)
+    check_streams(config, codec, tokenizer, source=path)
+    return Bundle(model, codec, tokenizer, config, path)
+
+
+def check_streams(config: ModelConfig, codec: Codec, tokenizer: "TextTokenizer", *, source: str | Path) -> None:
+    """Raise CheckpointError when the speech LM does not speak its codec's codes and its tokenizer's pieces."""
+    lm, problems = config.lm, []
+    if lm.num_codebooks != codec.num_codebooks:
+        problems.append(f"lm.num_codebooks is {lm.num_codebooks}, the codec has {codec.num_codebooks}")
+    if lm.audio_card != codec.codebook_size:
+        problems.append(f"lm.audio_card is {lm.audio_card}, the codec's codebooks have {codec.codebook_size}")
+    if lm.text_card < tokenizer.vocab_size:
+        problems.append(f"lm.text_card is {lm.text_card}, the tokenizer has {tokenizer.vocab_size} pieces")
+    if problems:
+        raise CheckpointError(f"{source}: model, codec and tokenizer do not fit: " + "; ".join(problems))
 
 
 def load_speech_model(
@@ -332,8 +347,13 @@ def write_tensors(
 
 @contextmanager
 def replacing_directory(path: str | Path) -> Iterator[Path]:
-    """A fresh directory beside `path` that takes its place when the block ends without an error."""
+    """A fresh directory beside `path` that takes its place when the block ends without an error.
+
+    Only an empty directory or an earlier checkpoint is replaced; anything else at `path` raises CheckpointError.
+    """
     path = Path(path)
+    if path.exists() and not (path.is_dir() and ((path / CONFIG).is_file() or not any(path.iterdir()))):
+        raise CheckpointError(f"{path}: already there and not a checkpoint, so not replaced; choose a new directory")
     building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     shutil.rmtree(building, ignore_errors=True)

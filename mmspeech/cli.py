@@ -19,7 +19,7 @@ app = typer.Typer(
 
 Model = Annotated[str | None, typer.Option(help="Checkpoint directory or hub id (default: the embedded one).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
-Seed = Annotated[int, typer.Option(min=0, help="Same seed, same reply.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same reply.")]
 
 
 @contextmanager
@@ -86,10 +86,10 @@ def doctor() -> None:
 
 @app.command()
 def convert(
-    src: Annotated[Path, typer.Argument(help="Directory in Kyutai's MoshiVis layout, or a checkpoint directory.")],
-    dst: Annotated[Path, typer.Argument(help="Directory to write, in the other layout.")],
+    src: Annotated[Path, typer.Argument(help="MoshiVis in Kyutai's layout, Mimi (directory or file), or ours.")],
+    dst: Annotated[Path, typer.Argument(help="New directory to write, in the other layout.")],
 ) -> None:
-    """Translate a checkpoint from Kyutai's layout into ours, or back."""
+    """Translate a checkpoint (or Mimi, alone) from Kyutai's or transformers' layout into ours, or back."""
     with _reported():
         from mmspeech.commands.convert import run_convert
 

@@ -255,7 +255,10 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise ConfigError(f"override {item!r}: {parent!r} is a value, not a group of settings")
-        target[leaf] = yaml.safe_load(value)
+        try:
+            target[leaf] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {item!r}: the value is not valid YAML; quote it") from error
     return data
 
 

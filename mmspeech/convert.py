@@ -1,4 +1,4 @@
-"""Kyutai's MoshiVis layout (config.yaml and model.safetensors) <-> ours.
+"""Kyutai's MoshiVis layout (config.yaml and model.safetensors) <-> ours; Mimi alone is for convert_codec.
 
 Both layouts hold the same numbers in the same order; they differ in names and in what is packed into one tensor. So the
 key table is a list of groups: the tensors of a group, laid end to end, are equal on both sides.
@@ -17,7 +17,7 @@ from torch import Tensor
 from mmspeech import checkpoint
 from mmspeech.checkpoint import PICKLES, build_empty, check_keys, load_weights, read_tensors, write_tensors
 from mmspeech.config import ModelConfig, parse_config, read_mapping
-from mmspeech.convert_codec import load_mimi, save_mimi
+from mmspeech.convert_codec import convert_mimi, holds_mimi, load_mimi, save_mimi
 from mmspeech.convert_config import ConvertError, config_from_kyutai, config_to_kyutai
 from mmspeech.lm.model import VisionSpeechModel, looking_layers, source_dim
 from mmspeech.vision.weights import portable
@@ -55,16 +55,23 @@ class Converted:
 
 
 def convert_directory(src: str | Path, dst: str | Path) -> list[str]:
-    """Translate a checkpoint directory into the other layout; returns notes on parts that were not there.
+    """Translate a checkpoint directory (or Mimi alone) into the other layout; returns notes on what was not there.
 
     The result appears whole or not at all. Raises ConvertError or CheckpointError, one line each.
     """
-    src = Path(src)
+    src, dst = Path(src), Path(dst)
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise ConvertError(f"{dst}: already there and not empty; choose a new directory")
     if (src / CONFIG).is_file():
         return _to_ours(src, dst)
+    if holds_mimi(src):
+        return convert_mimi(src, dst)
     if (src / checkpoint.CONFIG).is_file():
         return _to_kyutai(src, dst)
-    raise ConvertError(f"{src}: neither {CONFIG} (Kyutai's layout) nor {checkpoint.CONFIG} (ours) there")
+    raise ConvertError(
+        f"{src}: neither {CONFIG} or tokenizer-*.safetensors (Kyutai's MoshiVis, Mimi) nor {checkpoint.CONFIG} "
+        "(ours, transformers' Mimi) there; give a checkpoint directory or a Mimi file"
+    )
 
 
 def _to_ours(src: Path, dst: str | Path) -> list[str]:

@@ -10,12 +10,23 @@ from torch import Tensor
 
 from mmspeech.audio.codec import build_codec
 from mmspeech.audio.mimi import MimiCodec
-from mmspeech.checkpoint import build_empty, check_keys, load_weights, read_tensors, write_tensors
+from mmspeech.checkpoint import (
+    CODEC,
+    build_empty,
+    check_keys,
+    load_codec,
+    load_weights,
+    read_tensors,
+    replacing_directory,
+    save_codec,
+    write_tensors,
+)
 from mmspeech.config import ConfigError, MimiConfig, parse_config, read_mapping
 
 Layout = Literal["kyutai", "transformers"]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+KYUTAI_FILES = "tokenizer-*.safetensors"
 
 # (ours, theirs): every rule is applied to every key, in order.
 KYUTAI_RULES = (
@@ -108,6 +119,40 @@ def load_mimi(path: str | Path, config: MimiConfig | None = None) -> MimiCodec:
     codec = build_empty(lambda: build_codec(config))
     load_weights(codec, tensors, source=file)
     return codec.eval().requires_grad_(False)
+
+
+def holds_mimi(path: Path) -> bool:
+    """Whether `path` is a safetensors file, a directory with Mimi in either layout, or a codec directory of ours."""
+    if path.is_file():
+        return path.suffix == ".safetensors"
+    if (path / CONFIG).is_file():
+        data = read_mapping(path / CONFIG)
+        return "mimi" in (data.get("model_type"), data.get("kind"))
+    return any(path.glob(KYUTAI_FILES))
+
+
+def convert_mimi(src: Path, dst: Path) -> list[str]:
+    """Mimi as `holds_mimi` finds it -> a codec directory; a codec directory -> one that transformers loads.
+
+    In Kyutai's layout sizes are those of a config.json of ours (`kind: mimi`) beside the file, else the released ones.
+    Returns notes; the result appears whole or not at all. Raises ConfigError naming the file.
+    """
+    data = read_mapping(src / CONFIG) if (src / CONFIG).is_file() else {}
+    if data.get("model_type") == "mimi":
+        config = config_from_transformers(data, source=str(src / CONFIG))
+        save_codec(dst, load_mimi(src, config), config)
+        return []
+    config = parse_config(MimiConfig, data, source=str(src / CONFIG)) if data else MimiConfig()
+    if (src / CODEC).is_file():
+        with replacing_directory(dst) as folder:
+            save_mimi(folder, load_codec(src), config, layout="transformers")
+        return []
+    files = [src] if src.is_file() else sorted(src.glob(KYUTAI_FILES))
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files) or "nothing"
+        raise ConfigError(f"{src}: expected one file like {KYUTAI_FILES}, found {found}; give the file itself")
+    save_codec(dst, load_mimi(files[0], config), config)
+    return [] if src.is_file() else [f"the codec of {files[0].name} only; other files there were not read"]
 
 
 def save_mimi(path: str | Path, codec: MimiCodec, config: MimiConfig, *, layout: Layout) -> None:

@@ -38,18 +38,41 @@ def verify(path: str | Path) -> list[VerifyRow]:
     that the expected file holds. Raises ConvertError for files that cannot be read or lack the inputs.
     """
     path = Path(path)
+    if not (path / EXPECTED).is_file():
+        raise ConvertError(
+            f"{path}: no {EXPECTED}; expected a checkpoint in Kyutai's layout with stored outputs beside it"
+        )
     expected = read_tensors(path / EXPECTED)
     model = read_moshivis(path).model.float()
-    inputs = (USER_CODES,) if model.projector is None else (FEATURES, USER_CODES)
-    missing = [name for name in inputs if name not in expected]
-    if missing:
-        raise ConvertError(f"{path / EXPECTED}: lacks {', '.join(missing)}; expected the inputs of the run")
-    computed = _compute(model, expected)
+    _check_inputs(model, expected, source=path / EXPECTED)
     outputs = sorted(name for name in expected if name not in (FEATURES, USER_CODES))
+    if not outputs:
+        raise ConvertError(f"{path / EXPECTED}: holds no outputs, so nothing could be compared; store text_logits ...")
+    computed = _compute(model, expected)
     unknown = [name for name in outputs if name not in computed]
     if unknown:
         raise ConvertError(f"{path / EXPECTED}: holds {', '.join(unknown)}, which this model does not compute")
     return [_compare(name, computed[name], expected[name]) for name in outputs]
+
+
+def _check_inputs(model: VisionSpeechModel, expected: dict[str, Tensor], *, source: Path) -> None:
+    """Raise ConvertError when what the run starts from is not there or not of the model's sizes."""
+    lm, vision = model.config.lm, model.config.vision
+    wanted = {USER_CODES: (1, lm.num_codebooks, None)}
+    if vision is not None:
+        wanted[FEATURES] = (1, None, vision.tower_dim)
+    missing = [name for name in sorted(wanted) if name not in expected]
+    if missing:
+        raise ConvertError(f"{source}: lacks {', '.join(missing)}; expected the inputs of the run")
+    for name, shape in wanted.items():
+        found = tuple(expected[name].shape)
+        fits = len(found) == len(shape) and all(want in (None, size) for size, want in zip(found, shape, strict=True))
+        if not fits or 0 in found:
+            shown = ", ".join("N" if size is None else str(size) for size in shape)
+            raise ConvertError(f"{source}: {name} is {list(found)}, expected [{shown}] for this config.yaml")
+    codes = expected[USER_CODES]
+    if codes.is_floating_point() or int(codes.min()) < -1 or int(codes.max()) > lm.audio_card:
+        raise ConvertError(f"{source}: {USER_CODES} must be whole numbers from -1 to {lm.audio_card}")
 
 
 def _compare(name: str, computed: Tensor, stored: Tensor) -> VerifyRow:

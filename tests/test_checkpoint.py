@@ -152,6 +152,17 @@ def test_spoilt_directories_are_refused_in_one_line(copy, spoil, expected):
     assert str(copy) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_only_checkpoints_are_replaced(small_bundle, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
+    (tmp_path / "file").write_text("mine")
+    for there in ("photos", "file"):
+        with pytest.raises(CheckpointError, match="already there and not a checkpoint"):
+            save_again(small_bundle, tmp_path / there)
+    assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"cat" and (tmp_path / "file").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "file"}
+
+
 def test_pickles_are_refused(tmp_path):
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"pytorch_model.bin is a pickle"):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from mmspeech.cli import app
@@ -112,6 +113,22 @@ def test_info_counts_every_parameter_once(small_checkpoint, small_bundle):
     assert f"{total:,} in all, {adapters:,} trainable" in result.stdout
 
 
+def test_info_of_a_configuration_counts_the_released_adapters():
+    result = mmspeech("info", Path(__file__).parents[1] / "configs" / "model" / "moshivis_7b.yaml")
+    assert result.exit_code == 0, result.output
+    assert "206,184,448 trainable" in result.stdout and "12.5 per second" in result.stdout
+
+
+def test_convert_writes_a_checkpoint_and_says_what_was_not_there(tmp_path):
+    golden = Path(__file__).parent / "golden" / "moshivis-small"
+    result = mmspeech("convert", golden, tmp_path / "ours")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == str(tmp_path / "ours") and "no tokenizer" in result.stderr
+    assert {"config.json", "model.safetensors"} <= files_in(tmp_path / "ours")
+    assert_one_line_error(mmspeech("convert", golden, tmp_path / "ours"), tmp_path / "ours", "choose a new directory")
+    assert_one_line_error(mmspeech("verify", tmp_path / "ours"), tmp_path / "ours", "expected.safetensors")
+
+
 def test_doctor_names_python_and_torch():
     result = mmspeech("doctor")
     assert result.exit_code in (0, 1) and "Python" in result.stdout and "torch" in result.stdout
@@ -126,8 +143,6 @@ def test_bench_times_every_part(small_checkpoint, tmp_path):
 
 
 def test_verify_passes_on_the_reference_and_fails_on_other_weights(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     golden = Path(__file__).parent / "golden" / "moshivis-small"
     if not golden.is_dir():
         pytest.skip("no golden checkpoint in this checkout")
@@ -245,6 +260,15 @@ def spoilt_checkpoint(small_checkpoint, path, kind):
             weights.write_bytes(weights.read_bytes()[:5000])
         case "no codec":
             (path / "codec.safetensors").unlink()
+        case "cut tower":
+            (path / "tower.safetensors").write_bytes((path / "tower.safetensors").read_bytes()[:200])
+        case "other text":
+            data["lm"]["text_card"] = 32
+            config.write_text(json.dumps(data))
+            weights = load_file(path / "model.safetensors")
+            for key in [key for key in weights if "text_emb" in key or "text_linear" in key]:
+                weights[key] = weights[key][: 32 + ("emb" in key)].clone()
+            save_file(weights, path / "model.safetensors")
     return path
 
 
@@ -259,6 +283,8 @@ def spoilt_checkpoint(small_checkpoint, path, kind):
         ("foreign tokenizer", "tokenizer.model"),
         ("cut weights", "model.safetensors"),
         ("no codec", "codec.safetensors"),
+        ("cut tower", "tower.safetensors"),
+        ("other text", "lm.text_card is 32, the tokenizer has"),
     ],
 )
 def test_bad_checkpoints(small_checkpoint, question, tmp_path, kind, mention):
@@ -266,6 +292,11 @@ def test_bad_checkpoints(small_checkpoint, question, tmp_path, kind, mention):
     before = files_in(tmp_path)
     assert_one_line_error(talk(model, audio=question, out=tmp_path / "r.wav"), model, mention)
     assert files_in(tmp_path) == before
+
+
+def test_info_of_a_checkpoint_with_a_cut_tower(small_checkpoint, tmp_path):
+    model = spoilt_checkpoint(small_checkpoint, tmp_path / "model", "cut tower")
+    assert_one_line_error(mmspeech("info", model), model / "tower.safetensors")
 
 
 def test_paths_that_are_no_checkpoint(question, tmp_path):

@@ -159,7 +159,9 @@ def test_overrides_set_dotted_keys_and_refuse_nonsense(tmp_path):
     data = {"a": {"b": 1}, "c": 2}
     assert apply_overrides(data, ["a.b=3", "d.e=[1, 2]"]) == {"a": {"b": 3}, "c": 2, "d": {"e": [1, 2]}}
     assert data == {"a": {"b": 1}, "c": 2}
-    for wrong, message in (("a.b", "expected key.sub=value"), ("c.x=1", "'c' is a value")):
+    for wrong, message in (
+        ("a.b", "expected key.sub=value"), ("c.x=1", "'c' is a value"), ("a.b=[1", "not valid YAML; quote it"),
+    ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             apply_overrides(data, [wrong])
 

@@ -11,7 +11,6 @@ from command_lines import check
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EMBEDDED = ROOT / "mmspeech" / "pretrained" / "tiny" / "config.json"
-LOCAL_FOLDERS = {"runs", "data", "results", "dist", "build"}  # made by commands, ignored by git
 
 
 def blocks(language: str) -> list[str]:
@@ -76,19 +75,19 @@ def test_the_file_tree_is_the_disk():
         listed.add(f"{top}/{name}" if line.startswith(" ") else name)
     missing = [name for name in listed if not (ROOT / name).exists()]
     assert not missing, f"README lists what is not there: {missing}"
-    there = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")} - LOCAL_FOLDERS
-    there |= {f"mmspeech/{path.name}" for path in (ROOT / "mmspeech").iterdir() if path.name != "__pycache__"}
-    there = {name for name in there if is_kept(name)}
+    kept = [name.split("/") for name in files_of_git()]
+    there = {parts[0] for parts in kept if not parts[0].startswith(".")}
+    there |= {"/".join(parts[:2]) for parts in kept if parts[0] == "mmspeech"}
     assert there <= listed, f"README lacks {sorted(there - listed)}"
 
 
-def is_kept(name: str) -> bool:
-    """Whether git keeps the path (true where there is no git)."""
-    command = ["git", "-C", str(ROOT), "check-ignore", "--quiet", name]
+def files_of_git() -> list[str]:
+    """The files of the repository: not what README's own commands left beside them. Empty where there is no git."""
     try:
-        return subprocess.run(command, check=False, capture_output=True).returncode != 0
+        done = subprocess.run(["git", "-C", str(ROOT), "ls-files"], check=False, capture_output=True, text=True)
     except OSError:
-        return True
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
 
 
 def test_every_number_is_filled_in():

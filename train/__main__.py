@@ -19,8 +19,8 @@ def main(argv: list[str] | None = None) -> int:
         from train.recipe import train
 
         print(train(config))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ConfigError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

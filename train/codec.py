@@ -5,6 +5,7 @@
 
 import json
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from pydantic import Field
 from torch import Tensor
 
 from mmspeech.audio.codec import Codec, CodecTrainOut
-from mmspeech.config import CodecConfig, ConfigError, StrictModel
+from mmspeech.audio.waveform import write_wav
+from mmspeech.config import CodecConfig, ConfigError, StrictModel, read_mapping
+from train.metrics import MetricsLog
 
 FRAME_SAMPLES = 1920
 PHONE_SLOT_SEC = 0.02
@@ -40,8 +43,9 @@ class CodecStageConfig(StrictModel):
     commitment_weight: float = 0.25
     phone_weight: float = 1.0
     silence_weight: float = 0.3
-    save_every_steps: int = 500
-    log_every_steps: int = 25
+    save_every_steps: int = Field(500, gt=0)
+    sample_every_steps: int | None = Field(500, gt=0)
+    log_every_steps: int = Field(25, gt=0)
     seed: int = 0
 
 
@@ -65,13 +69,16 @@ class CallCrops:
         channel = int(rng.random() < self.user_share)
         phones = self._phones(path)["user" if channel else "main"]
         length = self.crop_frames * FRAME_SAMPLES
-        with soundfile.SoundFile(path) as file:
-            # A crop is laid around some sound, so that silence does not crowd out speech.
-            middle_sec = phones[rng.integers(len(phones))][1] if phones else rng.random() * file.frames / 24_000
-            start = int(middle_sec * 24_000 - rng.random() * length)
-            start = min(max(0, start), max(0, file.frames - length))
-            file.seek(start)
-            wave = file.read(length, dtype="float32", always_2d=True)[:, channel]
+        try:
+            with soundfile.SoundFile(path) as file:
+                # A crop is laid around some sound, so that silence does not crowd out speech.
+                middle_sec = phones[rng.integers(len(phones))][1] if phones else rng.random() * file.frames / 24_000
+                start = int(middle_sec * 24_000 - rng.random() * length)
+                start = min(max(0, start), max(0, file.frames - length))
+                file.seek(start)
+                wave = file.read(length, dtype="float32", always_2d=True)[:, channel]
+        except soundfile.LibsndfileError as error:
+            raise ConfigError(f"{path}: not there or not readable as audio; make the calls again") from error
         wave = np.pad(wave, (0, length - len(wave))) * 10 ** rng.uniform(-0.4, 0.2)
         return torch.from_numpy(wave.astype(np.float32)), self._slots(phones, start / 24_000)
 
@@ -87,15 +94,27 @@ class CallCrops:
 
     def _phones(self, path: Path) -> dict[str, list]:
         if path not in self._labels:
-            self._labels[path] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["phones"]
+            self._labels[path] = read_mapping(path.with_suffix(".json")).get("phones", {})
+            unknown = {phone for rows in self._labels[path].values() for phone, *_ in rows} - self.class_of.keys()
+            if unknown or not {"main", "user"} <= self._labels[path].keys():
+                problem = (
+                    f"phones the config lacks: {', '.join(sorted(unknown))}" if unknown else "no phones of both sides"
+                )
+                raise ConfigError(f"{path.with_suffix('.json')}: {problem}; expected a call of `data_prep babble`")
         return self._labels[path]
 
 
 def _manifest_paths(manifest: Path) -> list[Path]:
     if not manifest.is_file():
         raise ConfigError(f"{manifest}: no such manifest; make one with `python -m data_prep speak`")
-    lines = manifest.read_text(encoding="utf-8").splitlines()
-    return [manifest.parent / json.loads(line)["path"] for line in lines if line.strip()]
+    try:
+        lines = manifest.read_text(encoding="utf-8").splitlines()
+        paths = [manifest.parent / json.loads(line)["path"] for line in lines if line.strip()]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{manifest}: not a manifest ({error}); expected lines with the key path") from error
+    if not paths:
+        raise ConfigError(f"{manifest}: names no call; make some with `python -m data_prep speak`")
+    return paths
 
 
 class SpectralLoss(torch.nn.Module):
@@ -175,7 +194,7 @@ def save_checkpoint(path: Path, *, codec: Codec, optimizer: torch.optim.Optimize
 
 
 def train_codec(config: CodecStageConfig) -> Path:
-    """Run or resume the stage; returns the directory with codec.safetensors, config.json and metrics.jsonl."""
+    """Run or resume the stage; returns the folder with codec.safetensors, config.json, metrics.jsonl and samples."""
     from accelerate import Accelerator
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -211,7 +230,8 @@ def train_codec(config: CodecStageConfig) -> Path:
 
     # 3. Steps
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeRemainingColumn()) as progress, (out / "metrics.jsonl").open("a") as metrics:
+    metrics = MetricsLog(out, step=start)
+    with Progress(*columns, TimeRemainingColumn()) as progress:
         task = progress.add_task("codec", total=config.max_steps, completed=start)
         codec.train()
         began, began_step = time.monotonic(), start
@@ -233,20 +253,32 @@ def train_codec(config: CodecStageConfig) -> Path:
             if (step + 1) % config.log_every_steps == 0:
                 steps = step + 1 - began_step
                 seconds = steps * config.batch_size * config.crop_frames * 0.08
-                log |= {"step": step + 1, "audio_sec_per_sec": seconds / (time.monotonic() - began)}
+                log |= {"audio_sec_per_sec": seconds / (time.monotonic() - began)}
                 if result.codes is not None:
                     log["codes_used"] = [int(row.unique().numel()) for row in result.codes.transpose(0, 1)]
-                metrics.write(json.dumps(log) + "\n")
-                metrics.flush()
+                metrics.write("train", step + 1, log)
                 shown = f"codec spectral {log['spectral']:.3f} phones {log.get('phone_right', 0):.2f}"
                 progress.update(task, description=shown)
             if (step + 1) % config.save_every_steps == 0 or step + 1 == config.max_steps:
                 model = accelerator.unwrap_model(codec)
                 save_checkpoint(checkpoint, codec=model, optimizer=optimizer, step=step + 1)
+            if config.sample_every_steps and (step + 1) % config.sample_every_steps == 0:
+                write_sample(accelerator.unwrap_model(codec), crops, out / "samples" / f"step_{step + 1:08d}.wav")
+    metrics.close()
 
     # 4. Result
     export_codec(accelerator.unwrap_model(codec), config, out)
     return out
+
+
+@torch.no_grad()
+def write_sample(codec: Codec, crops: CallCrops, path: Path) -> None:
+    """A crop to listen to, always the same: left as it is, right through the codec (`decoder_delay_samples` late)."""
+    wave, _ = crops.batch(0, 1)
+    codec.eval()
+    heard = codec.decode(codec.encode(wave.to(next(codec.parameters()).device)))
+    codec.train()
+    write_wav(path, torch.stack([wave[0, 0], heard[0, 0].float().cpu()]), codec.sample_rate_hz)
 
 
 def export_codec(codec: Codec, config: CodecStageConfig, out: Path) -> None:
@@ -269,7 +301,11 @@ def main() -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("overrides", nargs="*", help="a.b=value")
     arguments = parser.parse_args()
-    train_codec(load_config(CodecStageConfig, arguments.config, arguments.overrides))
+    try:
+        train_codec(load_config(CodecStageConfig, arguments.config, arguments.overrides))
+    except (ConfigError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def main() -> None:
         card = "" if arguments.card is None else arguments.card.read_text(encoding="utf-8")
         size = export(arguments.run, arguments.out, card=card, overrides=arguments.overrides)
     except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     print(f"{arguments.out}: {size / 1e6:.1f} MB")
 

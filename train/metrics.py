@@ -6,6 +6,7 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 
 class MetricsLog:
@@ -19,8 +20,8 @@ class MetricsLog:
         self._lines = self.file.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
-    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """One line {"kind", "step", ...}; `kind` is train, eval/NAME or event."""
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """One line {"kind", "step", ...}; `kind` is train, eval/NAME, samples or event. TensorBoard takes numbers."""
         self._lines.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
         self._lines.flush()
         for name, value in values.items():
@@ -33,23 +34,22 @@ class MetricsLog:
 
 
 class Mean:
-    """Means of numbers that arrive under names, each with a weight."""
+    """Means of numbers that arrive under names."""
 
     def __init__(self):
         self._sums: dict[str, float] = defaultdict(float)
-        self._weights: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
 
-    def add(self, values: dict[str, float], weights: dict[str, float] | None = None) -> None:
+    def add(self, values: dict[str, float]) -> None:
         for name, value in values.items():
-            weight = 1.0 if weights is None else weights[name]
-            self._sums[name] += value * weight
-            self._weights[name] += weight
+            self._sums[name] += value
+            self._counts[name] += 1
 
     def take(self) -> dict[str, float]:
-        """The means so far; starts over. A name whose weights sum to 0 is left out."""
-        means = {name: self._sums[name] / self._weights[name] for name in self._sums if self._weights[name] > 0}
+        """The means so far; starts over."""
+        means = {name: self._sums[name] / self._counts[name] for name in self._sums}
         self._sums.clear()
-        self._weights.clear()
+        self._counts.clear()
         return means
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmspeech.audio.codec import Codec
-from mmspeech.checkpoint import TOKENIZER, check_keys, load_codec, load_model, read_codec_config
+from mmspeech.checkpoint import TOKENIZER, check_keys, check_streams, load_codec, load_model, read_codec_config
 from mmspeech.config import ConfigError, ModelConfig, load_config
 from mmspeech.lm.loss import LossOut, LossWeights, duplex_loss
 from mmspeech.lm.model import VisionSpeechModel
@@ -83,7 +83,7 @@ def build_origin(config: TrainConfig) -> Origin:
         origin = Origin(bundle.model, bundle.codec, bundle.tokenizer, bundle.path / TOKENIZER, bundle.config)
         if init.model is not None:
             _give_adapters(origin, _model_config(init))
-    _check_streams(origin)
+    check_streams(origin.config, origin.codec, origin.tokenizer, source="init")
     if init.tower is not None:
         _give_tower(origin, config.at(init.tower))
     return origin
@@ -121,19 +121,6 @@ def _give_adapters(origin: Origin, config: ModelConfig) -> None:
     model.load_state_dict(speech, strict=False)
     model.tower = origin.model.tower
     origin.model, origin.config = model, config
-
-
-def _check_streams(origin: Origin) -> None:
-    lm, codec = origin.config.lm, origin.codec
-    problems = []
-    if lm.num_codebooks != codec.num_codebooks:
-        problems.append(f"lm.num_codebooks is {lm.num_codebooks}, the codec has {codec.num_codebooks}")
-    if lm.audio_card != codec.codebook_size:
-        problems.append(f"lm.audio_card is {lm.audio_card}, the codec's codebooks have {codec.codebook_size}")
-    if lm.text_card < origin.tokenizer.vocab_size:
-        problems.append(f"lm.text_card is {lm.text_card}, the tokenizer has {origin.tokenizer.vocab_size} pieces")
-    if problems:
-        raise ConfigError("model, codec and tokenizer do not fit: " + "; ".join(problems))
 
 
 def _give_tower(origin: Origin, weights: Path) -> None:

@@ -59,8 +59,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         rebuild(load_config(RebuildConfig, arguments.config), arguments.root)
-    except ConfigError as error:
-        print(f"rebuild: {error}", file=sys.stderr)
+    except (ConfigError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -70,6 +70,7 @@ def train(config: TrainConfig, *, sample: SampleHook = write_samples) -> Path:
 
     # 5. Steps
     with ProgressBar(run_dir.name, total=config.max_steps, done=state.step) as bar, StopSignals() as stop:
+        bar.line("trainable:\n" + _listed(origin.model, trainable).rstrip())
         bar.line(f"{run_dir}: {len(trainable)} trainable tensors, {_count(origin.model):,} numbers; step {state.step}")
         while state.step < config.max_steps and not clock.time_is_up() and not stop.asked:
             # 5.1 Learn from `accumulate` batches
@@ -236,5 +237,10 @@ def _summary(numbers: dict[str, float]) -> str:
 def _write_description(run_dir: Path, config: TrainConfig, origin: Origin, trainable: list[str]) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    shapes = {name: list(p.shape) for name, p in origin.model.named_parameters()}
-    (run_dir / "trainable.txt").write_text("".join(f"{name} {shapes[name]}\n" for name in trainable))
+    (run_dir / "trainable.txt").write_text(_listed(origin.model, trainable))
+
+
+def _listed(model: torch.nn.Module, names: list[str]) -> str:
+    """A line for each name: the name and its shape."""
+    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    return "".join(f"{name} {shapes[name]}\n" for name in names)

@@ -10,6 +10,7 @@ layer is thrown away; that it sufficed is what lets a small cross-attention read
 
 import json
 import math
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from mmspeech.config import ConfigError, StrictModel, VisionConfig, read_mapping
 from mmspeech.vision.encoder import TOWER_FILE, VisionTower, build_tower
 from mmspeech.vision.image import load_image
+from train.metrics import MetricsLog
 
 MAX_OBJECTS = 4
 PLACES = 9  # the 3 x 3 grid, row by row
@@ -114,9 +116,6 @@ def _read_scene(path: Path, config: TowerStageConfig) -> tuple[np.ndarray, Tenso
                 f"{path}: object {k}: {error}; expected the shapes, colours and radii of the config"
             ) from error
     return np.asarray(picture), objects, len(items)
-
-
-QUESTIONS = ("shape", "colour", "size", "place", "same_colour", "same_shape")
 
 
 class TokenReader(nn.Module):
@@ -280,7 +279,8 @@ def train_tower(config: TowerStageConfig) -> dict[str, float]:
 
     # 3. Steps
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeRemainingColumn()) as progress, (out / "metrics.jsonl").open("a") as metrics:
+    metrics = MetricsLog(out, step=start)
+    with Progress(*columns, TimeRemainingColumn()) as progress:
         task = progress.add_task("tower", total=config.max_steps, completed=start)
         began = time.monotonic()
         for step in range(start, config.max_steps):
@@ -300,17 +300,18 @@ def train_tower(config: TowerStageConfig) -> dict[str, float]:
             last = step + 1 == config.max_steps
             if (step + 1) % config.log_every_steps == 0 or last:
                 seconds = time.monotonic() - began
-                log = {name: round(value.item(), 5) for name, value in losses.items()} | {"step": step + 1}
+                log = {name: round(value.item(), 5) for name, value in losses.items()}
                 log |= {"loss": loss.item(), "pictures_per_sec": (step + 1 - start) * config.batch_size / seconds}
-                metrics.write(json.dumps(log) + "\n")
-                metrics.flush()
+                metrics.write("train", step + 1, log)
                 progress.update(task, description=f"tower loss {log['loss']:.3f}")
             if (step + 1) % config.save_every_steps == 0 or last:
                 scores = held_out_scores(tower, reader, held_out, config)
-                metrics.write(json.dumps({"step": step + 1, "held_out": scores}) + "\n")
+                metrics.write("eval/held_out", step + 1, scores)
                 progress.console.print(f"step {step + 1}: " + _table(scores))
                 state = {"model": both.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
                 save_atomically(checkpoint, state)
+
+    metrics.close()
 
     # 4. Result: weights are stored in half precision, and scored as stored
     tower.half().float()
@@ -342,7 +343,11 @@ def main() -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("overrides", nargs="*", help="a.b=value")
     arguments = parser.parse_args()
-    scores = train_tower(load_config(TowerStageConfig, arguments.config, arguments.overrides))
+    try:
+        scores = train_tower(load_config(TowerStageConfig, arguments.config, arguments.overrides))
+    except (ConfigError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
     print("held out: " + _table(scores))
 
 

@@ -83,7 +83,11 @@ class CodecResynthesis:
 
 def read_part(line: Spoken) -> np.ndarray:
     """The samples that a line means, [N] at 24 kHz. Raises AudioError."""
-    whole = read_audio(line.audio) if line.channel is None else read_channels(line.audio)[line.channel][None]
+    whole = read_audio(line.audio) if line.channel is None else read_channels(line.audio)
+    if line.channel is not None:
+        if line.channel >= len(whole):
+            raise AudioError(f"{line.audio}: has {len(whole)} channels; the manifest asks for channel {line.channel}")
+        whole = whole[line.channel : line.channel + 1]
     end = None if line.end_sec is None else seconds_to_samples(line.end_sec)
     return whole[0, seconds_to_samples(line.start_sec) : end].numpy()
 

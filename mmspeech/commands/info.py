@@ -10,7 +10,7 @@ from torch import nn
 
 from mmspeech.audio.codec import build_codec
 from mmspeech.audio.waveform import FRAME_RATE_HZ
-from mmspeech.checkpoint import CONFIG, TOWER, resolve
+from mmspeech.checkpoint import CONFIG, TOWER, CheckpointError, resolve
 from mmspeech.config import ModelConfig, load_config
 from mmspeech.lm.model import VisionSpeechModel
 
@@ -76,13 +76,18 @@ def count(module: nn.Module) -> int:
 
 
 def _tower(config: ModelConfig, directory: Path | None) -> Part:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     name = f"vision tower ({config.vision.tower}, {config.vision.image_size_px} px)"
     if directory is None or not (directory / TOWER).is_file():
         return Part(name, None, "frozen; loaded by name")
-    with safe_open(str(directory / TOWER), framework="pt") as file:
-        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
+    try:
+        with safe_open(str(directory / TOWER), framework="pt") as file:
+            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{directory / TOWER}: not a readable safetensors file ({error}); copy it again"
+        ) from error
     return Part(name, sum(torch.Size(shape).numel() for shape in shapes), "frozen")
 
 

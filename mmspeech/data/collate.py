@@ -128,7 +128,9 @@ class Layout:
         text[0] = BOS_ID
         text_weight = torch.ones(num_frames)
         text_weight[0] = 0.0  # the task is given, not guessed
-        codes = torch.cat([text[None], self.silence_codes.expand(-1, num_frames), self._disturb(user, sample.words, rng)])
+        codes = torch.cat(
+            [text[None], self.silence_codes.expand(-1, num_frames), self._disturb(user, sample.words, rng)]
+        )
         return Row(sample.id, codes, text_weight, torch.zeros(num_frames))
 
     def _text(self, words: list[Word], num_frames: int) -> Tensor:

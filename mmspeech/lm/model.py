@@ -111,16 +111,22 @@ class VisionSpeechModel(nn.Module):
         return bundle.model
 
     def save_pretrained(self, path: str | Path) -> Path:
-        """Write a complete checkpoint directory: these weights, with the codec and tokenizer of where they came from.
+        """Write a complete checkpoint directory: these weights, with the codec, tokenizer and card of their origin.
 
         Raises ValueError for a model that was not made by `from_pretrained`; use `mmspeech.checkpoint.save_model`.
         """
-        from mmspeech.checkpoint import TOKENIZER, load_codec, save_model
+        from mmspeech.checkpoint import CARD, TOKENIZER, load_codec, save_model
 
         if self.origin is None:
             raise ValueError("this model has no codec and tokenizer of its own: save it with checkpoint.save_model")
+        card = self.origin / CARD
         return save_model(
-            path, model=self, codec=load_codec(self.origin), tokenizer_file=self.origin / TOKENIZER, config=self.config
+            path,
+            model=self,
+            codec=load_codec(self.origin),
+            tokenizer_file=self.origin / TOKENIZER,
+            config=self.config,
+            card=card.read_text(encoding="utf-8") if card.is_file() else "",
         )
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:

@@ -7,9 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_mimi import small_codec, small_config
+from typer.testing import CliRunner
 
 from mmspeech.audio.codec import build_codec
 from mmspeech.audio.waveform import FRAME_SAMPLES, SAMPLE_RATE_HZ
+from mmspeech.checkpoint import load_codec
+from mmspeech.cli import app
 from mmspeech.config import ConfigError, MimiConfig, load_config
 from mmspeech.convert_codec import (
     config_from_transformers,
@@ -181,6 +184,34 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "text.safetensors").write_text("hello")
     with pytest.raises(ConfigError, match=r"text\.safetensors: not a readable safetensors file"):
         load_mimi(tmp_path / "text.safetensors")
+
+
+def test_the_command_makes_codec_directories_of_both_layouts_and_writes_them_back(tmp_path):
+    """`mmspeech convert` of Mimi alone: the codes of the codec that `load_codec` reads are those of the source."""
+    codec, config = small_codec(), small_config()
+    wave = torch.randn(1, 1, 9 * codec.frame_samples)
+    save_mimi(tmp_path / "hf", codec, config, layout="transformers")
+    save_mimi(tmp_path / "kyutai" / "tokenizer-abc.safetensors", codec, config, layout="kyutai")
+    (tmp_path / "kyutai" / "config.json").write_text(config.model_dump_json())
+    for source in ("hf", "kyutai"):
+        result = CliRunner().invoke(app, ["convert", str(tmp_path / source), str(tmp_path / f"from_{source}")])
+        assert result.exit_code == 0, result.output
+        assert torch.equal(load_codec(tmp_path / f"from_{source}").encode(wave)[:, :4], codec.encode(wave))
+    result = CliRunner().invoke(app, ["convert", str(tmp_path / "from_hf"), str(tmp_path / "again")])
+    assert result.exit_code == 0, result.output
+    first, again = (load_file(tmp_path / name / "model.safetensors") for name in ("hf", "again"))
+    assert first.keys() == again.keys() and all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_what_is_no_mimi_is_refused_by_the_command(tmp_path):
+    (tmp_path / "note.safetensors").write_text("hello")
+    for name in ("tokenizer-a", "tokenizer-b"):
+        (tmp_path / "two").mkdir(exist_ok=True)
+        (tmp_path / "two" / f"{name}.safetensors").write_text("x")
+    for source, message in (("note.safetensors", "not a readable safetensors file"), ("two", "give the file itself")):
+        result = CliRunner().invoke(app, ["convert", str(tmp_path / source), str(tmp_path / "out")])
+        assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1
+        assert not (tmp_path / "out").exists()
 
 
 def test_too_few_codebooks_in_the_file(tmp_path):

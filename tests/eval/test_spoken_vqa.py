@@ -226,3 +226,36 @@ def test_calls_give_the_model_turns_nobody_interrupted(tmp_path):
     (tmp_path / "c.json").write_text("{}")
     with pytest.raises(ConfigError, match="not the json of a spoken call"):
         read_recordings(tmp_path / "m.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe\x00\x81", "not a text file"),
+        (b"", "no lines in it"),
+        (b'{"audio": "a.wav", "answers": []}', "line 1: 'answers'"),
+        (b"{", "line 1: not JSON"),
+        (None, "no such manifest"),
+    ],
+)
+@pytest.mark.parametrize("task", ["spoken_vqa", "codec_resynthesis"])
+def test_the_command_names_a_bad_manifest_in_one_line(small_checkpoint, tmp_path, task, content, message):
+    from typer.testing import CliRunner
+
+    from eval.__main__ import app
+
+    manifest, out = tmp_path / "m.jsonl", tmp_path / "out"
+    if content is not None:
+        manifest.write_bytes(content)
+    options = ["--manifest", manifest, "--out", out, "--tasks", task, "--model", small_checkpoint]
+    result = CliRunner().invoke(app, [str(option) for option in options])
+    assert result.exit_code == 2 and result.stdout == "", result.output
+    assert result.stderr.startswith(f"error: {manifest}") and result.stderr.count("\n") == 1
+    assert message in result.stderr or (task == "codec_resynthesis" and "line 1: 'text'" in result.stderr)
+    assert not out.exists()
+
+
+def test_a_channel_that_a_recording_lacks_is_named(tmp_path):
+    write_wav(tmp_path / "mono.wav", np.zeros(RATE_HZ))
+    with pytest.raises(ConfigError, match="mono.wav: has 1 channels; the manifest asks for channel 1"):
+        read_part(Spoken(audio=tmp_path / "mono.wav", text="hello", channel=1))

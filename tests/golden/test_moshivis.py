@@ -20,7 +20,8 @@ from mmspeech.convert import (
 )
 from mmspeech.convert_config import config_from_kyutai, config_to_kyutai
 from mmspeech.lm.model import VisionSpeechModel
-from mmspeech.verify import verify
+from mmspeech.verify import FEATURES, USER_CODES, verify
+from mmspeech.verify import _compute as compute
 
 GOLDEN = Path(__file__).parent / "moshivis-small"
 SETTINGS = yaml.safe_load((GOLDEN / "config.yaml").read_text())
@@ -86,6 +87,27 @@ def test_a_wrong_weight_is_found(tmp_path):
     failed = {row.name for row in verify(tmp_path / "bad") if not row.passed}
     assert {"gate_mean", "hidden", "text_logits"} <= failed
     assert not failed & {"xa_source", "xa_keys", "blind_text_logits", "blind_output_tokens"}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+def test_verify_takes_every_variant(changes, tmp_path):
+    """Outputs made with the model in memory, before it was a file; unshared projections have no xa_keys."""
+    model = random_model(changes)
+    lm = model.config.lm
+    inputs = {USER_CODES: torch.randint(0, lm.audio_card, (1, lm.num_codebooks, 10))}
+    if model.projector is not None:
+        inputs[FEATURES] = torch.randn(1, 5, model.config.vision.tower_dim)
+    computed = {
+        name: value.clone(memory_format=torch.contiguous_format) for name, value in compute(model, inputs).items()
+    }
+    assert ("xa_keys" in computed) == (model.projector is not None and len(model.lm.temporal.fusion.projections) == 1)
+    write_moshivis(tmp_path, model, copies=True)
+    save_file(inputs | computed, tmp_path / "expected.safetensors")
+    rows = verify(tmp_path)
+    assert {row.name for row in rows} == set(computed) and all(row.passed for row in rows)
+    some = {"text_logits": computed["text_logits"] + 2e-3, "output_tokens": computed["output_tokens"]}
+    save_file(inputs | some, tmp_path / "expected.safetensors")
+    assert {row.name: row.passed for row in verify(tmp_path)} == {"text_logits": False, "output_tokens": True}
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
@@ -210,12 +232,36 @@ def test_files_that_do_not_fit_are_named(tmp_path):
 def test_expected_files_that_do_not_fit_are_named(tmp_path):
     shutil.copytree(GOLDEN, tmp_path / "bad")
     expected = load_file(GOLDEN / "expected.safetensors")
-    save_file({"hidden": expected["hidden"]}, tmp_path / "bad" / "expected.safetensors")
-    with pytest.raises(ConvertError, match="lacks image_features, user_codes"):
+    inputs = {name: expected[name] for name in (FEATURES, USER_CODES)}
+    for stored, message in (
+        ({"hidden": expected["hidden"]}, "lacks image_features, user_codes"),
+        (expected | {"mood": torch.zeros(1)}, "holds mood, which this model does not compute"),
+        (inputs, "holds no outputs, so nothing could be compared"),
+        (
+            expected | {USER_CODES: expected[USER_CODES][:, :3].clone()},
+            r"user_codes is \[1, 3, 40\], expected \[1, 8, N\]",
+        ),
+        (expected | {FEATURES: torch.zeros(1, 9, 7)}, r"image_features is \[1, 9, 7\], expected \[1, N, 1152\]"),
+        (expected | {USER_CODES: expected[USER_CODES] + 1000}, "user_codes must be whole numbers from -1 to 32"),
+    ):
+        save_file(stored, tmp_path / "bad" / "expected.safetensors")
+        with pytest.raises(ConvertError, match=message):
+            verify(tmp_path / "bad")
+    (tmp_path / "bad" / "expected.safetensors").unlink()
+    with pytest.raises(ConvertError, match="no expected.safetensors; expected a checkpoint in Kyutai's layout"):
         verify(tmp_path / "bad")
-    save_file(expected | {"mood": torch.zeros(1)}, tmp_path / "bad" / "expected.safetensors")
-    with pytest.raises(ConvertError, match="holds mood, which this model does not compute"):
-        verify(tmp_path / "bad")
+
+
+def test_nothing_that_is_there_is_written_over(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    for there in (tmp_path / "mine", GOLDEN, tmp_path / "mine" / "config.json"):
+        with pytest.raises(ConvertError, match="already there and not empty; choose a new directory"):
+            convert_directory(GOLDEN, there)
+    assert (tmp_path / "mine" / "config.json").read_text() == "{}" and (GOLDEN / "model.safetensors").is_file()
+    (tmp_path / "empty").mkdir()
+    convert_directory(GOLDEN, tmp_path / "empty")
+    assert (tmp_path / "empty" / "config.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file
 
@@ -57,7 +58,7 @@ def test_workers_change_nothing(make_config):
     assert same(weights(train(config)), weights(train(with_workers)))
 
 
-def test_only_adapters_move_and_only_they_have_optimiser_state(make_config, small_checkpoint):
+def test_only_adapters_move_and_only_they_have_optimiser_state(make_config, small_checkpoint, capsys):
     before = load_model(small_checkpoint).model
     folder = train(make_config(trainable=["adapters"], max_steps=2))
     after, own = weights(folder), before.state_dict()
@@ -67,6 +68,8 @@ def test_only_adapters_move_and_only_they_have_optimiser_state(make_config, smal
     assert any(name.startswith("projector.") for name in moved) and any("fusion" in name for name in moved)
     listed = {line.split()[0] for line in (folder.parents[1] / "trainable.txt").read_text().splitlines()}
     assert listed == adapters
+    printed = capsys.readouterr().out
+    assert all(line in printed for line in (folder.parents[1] / "trainable.txt").read_text().splitlines())
     state = torch.load(folder / STATE, weights_only=True)["optimizer"]
     assert len(state["state"]) == len(adapters)
     assert sum(len(group["params"]) for group in state["param_groups"]) == len(adapters)
@@ -169,4 +172,15 @@ def test_samples_are_written(make_config):
     train(config)
     folder = config.run_dir / "samples" / "step_00000001"
     assert sorted(p.name for p in folder.iterdir()) == ["000.image", "000.json", "000.wav"]
-    assert json.loads((folder / "000.json").read_text())["call"] == "1-0"
+    described = json.loads((folder / "000.json").read_text())
+    assert described["call"] == "1-0" and ["user", 0.2, "hello"] in described["reference"]
+    assert described["said"] and all(set(word) == {"piece", "start_sec", "gate"} for word in described["said"])
+    # The picture is shown at 0.1 s: nothing is looked at before, something after.
+    assert all(
+        (word["gate"] > 0) == (word["start_sec"] > 0.1) for word in described["said"] if word["start_sec"] != 0.08
+    )
+    wave, rate_hz = soundfile.read(folder / "000.wav")
+    assert rate_hz == 24_000 and wave.shape[1] == 2 and len(wave) % 1920 == 0 and wave.std() > 0
+    lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert {"train", "samples", "eval/calls"} <= {line["kind"] for line in lines}
+    assert any(path.stat().st_size for path in (config.run_dir / "tensorboard").glob("events.*"))
