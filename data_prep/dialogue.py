@@ -329,7 +329,7 @@ def visual_dialogue(scene: Scene, rng: np.random.Generator, *, num_turns: int) -
     """Turns of a call with a picture: mostly about it, small talk now and then, no question twice."""
     turns: list[Turn] = []
     while len(turns) < num_turns:
-        turn = small_talk_turn(rng) if rng.random() < 0.08 else visual_turn(scene, rng)
+        turn = small_talk_turn(rng) if rng.random() < 0.12 else visual_turn(scene, rng)
         if all(turn.question != other.question for other in turns):
             turns.append(turn)
     return turns
@@ -338,7 +338,7 @@ def visual_dialogue(scene: Scene, rng: np.random.Generator, *, num_turns: int) -
 def blind_dialogue(scene: Scene, rng: np.random.Generator, *, num_turns: int) -> list[Turn]:
     """Turns of a call without a picture; `scene` only lends the words of what is asked or repeated."""
     makers = (lambda: small_talk_turn(rng), lambda: repeat_turn(scene, rng), lambda: refused_turn(scene, rng))
-    return [makers[int(rng.choice(3, p=(0.25, 0.45, 0.3)))]() for _ in range(num_turns)]
+    return [makers[int(rng.choice(3, p=(0.35, 0.35, 0.3)))]() for _ in range(num_turns)]
 
 
 def model_sentences(rng: np.random.Generator, scenes: list[Scene], *, per_scene: int) -> list[str]:

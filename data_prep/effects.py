@@ -31,13 +31,26 @@ def noise(length: int, rng: np.random.Generator) -> np.ndarray:
     return samples / samples.std()
 
 
+def gated(wave: np.ndarray, speech: np.ndarray, hold_sec: float) -> np.ndarray:
+    """`wave` silenced where `speech` (both [N]) has been quiet for `hold_sec`, as noise suppression does."""
+    step = SAMPLE_RATE_HZ // 100
+    pieces = np.abs(speech[: len(speech) // step * step]).reshape(-1, step).max(axis=1) > 0.005
+    hold = max(1, round(hold_sec * 100))
+    opened = np.convolve(pieces, np.ones(2 * hold + 1), mode="same") > 0.5
+    envelope = np.repeat(np.convolve(opened, np.ones(3) / 3, mode="same"), step)
+    return wave * np.pad(envelope, (0, len(wave) - len(envelope)))
+
+
 def user_channel(wave: np.ndarray, rng: np.random.Generator, *, clean: bool = False) -> np.ndarray:
     """The user's side as a microphone gives it: [N] -> [N] float32 in -1..1. `clean`: only the level changes."""
     if not clean:
+        speech = wave
         if rng.random() < 0.4:
             wave = through_a_room(wave, rng)
         if rng.random() < 0.15:
             wave = through_a_telephone(wave)
         if rng.random() < 0.7:
             wave = wave + noise(len(wave), rng) * SPEECH_RMS * 10 ** (-rng.uniform(12, 45) / 20)
+            if rng.random() < 0.4:
+                wave = gated(wave, speech, hold_sec=rng.uniform(0.05, 0.4))
     return np.clip(wave * 10 ** rng.uniform(-0.4, 0.15), -0.99, 0.99).astype(np.float32)

@@ -24,7 +24,7 @@ class Timing(StrictModel):
     """When people speak. Ranges are (shortest, longest) in seconds; shares are probabilities per turn."""
 
     start_sec: tuple[float, float] = (0.3, 1.5)
-    answer_gap_sec: tuple[float, float] = (0.32, 0.48)
+    answer_gap_sec: tuple[float, float] = (0.35, 0.43)
     question_gap_sec: tuple[float, float] = (0.5, 1.3)
     pause_share: float = Field(0.15, ge=0, le=1)
     pause_sec: tuple[float, float] = (0.4, 1.0)

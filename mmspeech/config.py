@@ -163,7 +163,7 @@ class SpectralConfig(StrictModel):
 
     `hop_samples` must divide the 1920 samples of a code frame. `dim` and `low_blocks` are those of the stack at
     12.5 Hz, `hidden` and `high_blocks` of the stacks at the hop's rate. `num_phones` > 0 adds the head that teaches
-    the first codebook phones (training only).
+    the first `num_semantic` codebooks phones (training only).
     """
 
     kind: Literal["spectral"] = "spectral"
@@ -180,9 +180,12 @@ class SpectralConfig(StrictModel):
     high_blocks: int = 3
     kernel: int = 5
     num_phones: int = 0
+    num_semantic: int = Field(1, ge=1)
 
     @model_validator(mode="after")
     def _frames_divide(self):
+        if self.num_semantic >= self.num_codebooks:
+            raise ValueError(f"num_semantic {self.num_semantic} must be below num_codebooks {self.num_codebooks}")
         if 1920 % self.hop_samples or self.window_samples % self.hop_samples:
             raise ValueError("hop_samples must divide 1920 and window_samples")
         return self

@@ -127,24 +127,27 @@ class ResidualQuantizer(nn.Module):
 
 
 class SplitResidualQuantizer(nn.Module):
-    """Mimi's quantiser: one semantic codebook beside a residual chain of acoustic ones; their outputs add up."""
+    """Mimi's quantiser: a semantic chain (one codebook in Mimi) beside an acoustic one; their outputs add up."""
 
-    def __init__(self, *, num_codebooks: int, dim: int, codebook_dim: int, codebook_size: int):
+    def __init__(self, *, num_codebooks: int, dim: int, codebook_dim: int, codebook_size: int, num_semantic: int = 1):
         super().__init__()
         sizes = {"dim": dim, "codebook_dim": codebook_dim, "codebook_size": codebook_size}
-        self.first = ResidualQuantizer(num_codebooks=1, **sizes)
-        self.rest = ResidualQuantizer(num_codebooks=num_codebooks - 1, **sizes)
+        self.num_semantic = num_semantic
+        self.first = ResidualQuantizer(num_codebooks=num_semantic, **sizes)
+        self.rest = ResidualQuantizer(num_codebooks=num_codebooks - num_semantic, **sizes)
 
     def forward(self, x: Tensor, *, num_codebooks: int | None = None) -> tuple[QuantizerOut, QuantizerOut]:
         """The semantic and the acoustic part, each as QuantizerOut; `num_codebooks` counts both."""
-        rest = None if num_codebooks is None else num_codebooks - 1
-        return self.first(x), self.rest(x, num_codebooks=rest)
+        return self.first(x), self.rest(x, num_codebooks=self._acoustic(num_codebooks))
 
     def encode(self, x: Tensor, *, num_codebooks: int | None = None) -> Tensor:
-        """x [B, D, T] -> codes [B, K, T] long, the semantic codebook first."""
-        rest = None if num_codebooks is None else num_codebooks - 1
-        return torch.cat([self.first.encode(x), self.rest.encode(x, num_codebooks=rest)], dim=1)
+        """x [B, D, T] -> codes [B, K, T] long, the semantic codebooks first."""
+        rest = self.rest.encode(x, num_codebooks=self._acoustic(num_codebooks))
+        return torch.cat([self.first.encode(x), rest], dim=1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """codes [B, K, T] -> [B, D, T]."""
-        return self.first.decode(codes[:, :1]) + self.rest.decode(codes[:, 1:])
+        return self.first.decode(codes[:, : self.num_semantic]) + self.rest.decode(codes[:, self.num_semantic :])
+
+    def _acoustic(self, num_codebooks: int | None) -> int | None:
+        return None if num_codebooks is None else num_codebooks - self.num_semantic

@@ -1,6 +1,6 @@
 """A small causal codec: log-mel frames -> ConvNeXt stacks -> split RVQ -> ConvNeXt stacks -> inverse STFT.
 
-Blocks after Liu et al. 2022 (ConvNeXt), the head after Siuzdak 2023 (Vocos). The first codebook can be taught phones,
+Blocks after Liu et al. 2022 (ConvNeXt), the head after Siuzdak 2023 (Vocos). The first codebooks can be taught phones,
 as Mimi's is taught by a speech model, so that what is said is easy to read from it.
 """
 
@@ -221,6 +221,7 @@ class SpectralCodec(Codec):
         high_blocks: int,
         kernel: int,
         num_phones: int = 0,
+        num_semantic: int = 1,
     ):
         super().__init__()
         self.sample_rate_hz, self.frame_samples = sample_rate_hz, FRAME_SAMPLES
@@ -230,8 +231,9 @@ class SpectralCodec(Codec):
         hops = {"hop_samples": hop_samples, "window_samples": window_samples}
         self.encoder = SpectralEncoder(sample_rate_hz=sample_rate_hz, num_mels=num_mels, **hops, **stacks)
         self.quantizer = SplitResidualQuantizer(
-            num_codebooks=num_codebooks, dim=dim, codebook_dim=codebook_dim, codebook_size=codebook_size
-        )
+            num_codebooks=num_codebooks, dim=dim, codebook_dim=codebook_dim, codebook_size=codebook_size,
+            num_semantic=num_semantic,
+        )  # fmt: skip
         self.decoder = SpectralDecoder(**hops, **stacks)
         self.phone_head = PhoneHead(dim=dim, num_phones=num_phones) if num_phones else None
 
@@ -267,7 +269,7 @@ class SpectralCodec(Codec):
 
 
 class PhoneHead(nn.Module):
-    """Reads phones from the semantic codebook: [B, D, T] -> [B, T, PHONE_SLOTS, phones] for the frame before each.
+    """Reads phones from the semantic codebooks: [B, D, T] -> [B, T, PHONE_SLOTS, phones] for the frame before each.
 
     One frame of delay gives the encoder the end of a sound before it must name it.
     """
