@@ -5,7 +5,7 @@ import json
 import pytest
 import soundfile
 import torch
-from conftest import SMALL_MODEL
+from small_model import SMALL_MODEL
 from typer.testing import CliRunner
 
 from mmspeech.config import CodecConfig, apply_overrides
