@@ -5,7 +5,6 @@
 
 import json
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -17,11 +16,11 @@ from pydantic import Field
 from torch import Tensor
 
 from mmspeech.audio.codec import Codec, CodecTrainOut
-from mmspeech.audio.waveform import write_wav
+from mmspeech.audio.waveform import FRAME_SAMPLES, write_wav
 from mmspeech.config import CodecConfig, ConfigError, StrictModel, read_mapping
+from train.command import run_stage
 from train.metrics import MetricsLog
 
-FRAME_SAMPLES = 1920
 PHONE_SLOT_SEC = 0.02
 SILENCE = "sil"
 
@@ -293,19 +292,7 @@ def export_codec(codec: Codec, config: CodecStageConfig, out: Path) -> None:
 
 
 def main() -> None:
-    import argparse
-
-    from mmspeech.config import load_config
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True)
-    parser.add_argument("overrides", nargs="*", help="a.b=value")
-    arguments = parser.parse_args()
-    try:
-        train_codec(load_config(CodecStageConfig, arguments.config, arguments.overrides))
-    except (ConfigError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run_stage(__doc__.splitlines()[0], CodecStageConfig, train_codec)
 
 
 if __name__ == "__main__":

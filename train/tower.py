@@ -10,7 +10,6 @@ layer is thrown away; that it sufficed is what lets a small cross-attention read
 
 import json
 import math
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from mmspeech.config import ConfigError, StrictModel, VisionConfig, read_mapping
 from mmspeech.vision.encoder import TOWER_FILE, VisionTower, build_tower
 from mmspeech.vision.image import load_image
+from train.command import run_stage
 from train.metrics import MetricsLog
 
 MAX_OBJECTS = 4
@@ -335,19 +335,7 @@ def export_tower(tower: VisionTower, out: Path, scores: dict[str, float]) -> Non
 
 
 def main() -> None:
-    import argparse
-
-    from mmspeech.config import load_config
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True)
-    parser.add_argument("overrides", nargs="*", help="a.b=value")
-    arguments = parser.parse_args()
-    try:
-        scores = train_tower(load_config(TowerStageConfig, arguments.config, arguments.overrides))
-    except (ConfigError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    scores = run_stage(__doc__.splitlines()[0], TowerStageConfig, train_tower)
     print("held out: " + _table(scores))
 
 

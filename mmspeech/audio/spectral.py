@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from mmspeech.audio.codec import Codec, CodecTrainOut
 from mmspeech.audio.quantizer import SplitResidualQuantizer
+from mmspeech.audio.waveform import FRAME_SAMPLES
 from mmspeech.nn.conv import CausalConv1d, ConvState
 from mmspeech.nn.streaming import State
 
-FRAME_SAMPLES = 1920
 PHONE_SLOTS = 4  # phone labels per code frame, 20 ms each
 LOG_FLOOR = 1e-5
 
