@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mmspeech.audio.codec import Codec, CodecTrainOut
-from mmspeech.audio.waveform import FRAME_SAMPLES, write_wav
+from mmspeech.audio.waveform import FRAME_SAMPLES, SAMPLE_RATE_HZ, write_wav
 from mmspeech.config import CodecConfig, ConfigError, StrictModel, read_mapping
 from train.command import run_stage
 from train.metrics import MetricsLog
@@ -26,7 +26,11 @@ SILENCE = "sil"
 
 
 class CodecStageConfig(StrictModel):
-    """Settings of the codec stage. `manifests` are those of `data_prep speak`; `phones` in class order."""
+    """Settings of the codec stage. `manifests` are those of `data_prep speak`; `phones` in class order.
+
+    Users are made to sound like more people than they are: a crop is played up to `speaker_jitter` faster or slower
+    (a share; pitch and formants move with it) and its spectrum is bent by up to `colour_db` up or down.
+    """
 
     codec: CodecConfig
     manifests: list[str]
@@ -39,6 +43,8 @@ class CodecStageConfig(StrictModel):
     learning_rate: float = Field(1e-3, gt=0)
     warmup_steps: int = 100
     user_share: float = Field(0.6, ge=0, le=1)
+    speaker_jitter: float = Field(0.0, ge=0, le=0.5)
+    colour_db: float = Field(0.0, ge=0, le=20)
     commitment_weight: float = 0.25
     phone_weight: float = 1.0
     silence_weight: float = 0.3
@@ -51,45 +57,51 @@ class CodecStageConfig(StrictModel):
 class CallCrops:
     """Random crops of calls with their phone labels; the batch of a step depends on nothing but seed and step."""
 
-    def __init__(self, manifests: list[str], *, phones: list[str], crop_frames: int, user_share: float, seed: int):
-        self.entries = [path for manifest in manifests for path in _manifest_paths(Path(manifest))]
-        self.class_of = {phone: index for index, phone in enumerate(phones)}
-        self.crop_frames, self.user_share, self.seed = crop_frames, user_share, seed
+    def __init__(self, config: CodecStageConfig):
+        self.config = config
+        self.entries = [path for manifest in config.manifests for path in _manifest_paths(Path(manifest))]
+        self.class_of = {phone: index for index, phone in enumerate(config.phones)}
         self._labels: dict[Path, dict[str, list]] = {}
 
     def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """wave [B, 1, N] and phone classes [B, T, slots] of each crop."""
-        rng = np.random.default_rng([self.seed, step])
+        rng = np.random.default_rng([self.config.seed, step])
         crops = [self._crop(rng) for _ in range(batch_size)]
         return torch.stack([wave for wave, _ in crops])[:, None], torch.stack([labels for _, labels in crops])
 
     def _crop(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         path = self.entries[rng.integers(len(self.entries))]
-        channel = int(rng.random() < self.user_share)
+        channel = int(rng.random() < self.config.user_share)
         phones = self._phones(path)["user" if channel else "main"]
-        length = self.crop_frames * FRAME_SAMPLES
+        speed = 1 + channel * rng.uniform(-self.config.speaker_jitter, self.config.speaker_jitter)
+        played = self.config.crop_frames * FRAME_SAMPLES
+        length = round(played * speed)
         try:
             with soundfile.SoundFile(path) as file:
                 # A crop is laid around some sound, so that silence does not crowd out speech.
-                middle_sec = phones[rng.integers(len(phones))][1] if phones else rng.random() * file.frames / 24_000
-                start = int(middle_sec * 24_000 - rng.random() * length)
+                middle_sec = (
+                    phones[rng.integers(len(phones))][1] if phones else rng.random() * file.frames / SAMPLE_RATE_HZ
+                )
+                start = int(middle_sec * SAMPLE_RATE_HZ - rng.random() * length)
                 start = min(max(0, start), max(0, file.frames - length))
                 file.seek(start)
                 wave = file.read(length, dtype="float32", always_2d=True)[:, channel]
         except soundfile.LibsndfileError as error:
             raise ConfigError(f"{path}: not there or not readable as audio; make the calls again") from error
         wave = np.pad(wave, (0, length - len(wave))) * 10 ** rng.uniform(-0.4, 0.2)
-        return torch.from_numpy(wave.astype(np.float32)), self._slots(phones, start / 24_000)
+        if channel:
+            wave = coloured(resampled(wave, played), rng, colour_db=self.config.colour_db)
+        return torch.from_numpy(wave.astype(np.float32)), self._slots(phones, start / SAMPLE_RATE_HZ, speed)
 
-    def _slots(self, phones: list, start_sec: float) -> Tensor:
-        slots = round(FRAME_SAMPLES / 24_000 / PHONE_SLOT_SEC)
-        labels = np.full(self.crop_frames * slots, self.class_of[SILENCE])
+    def _slots(self, phones: list, start_sec: float, speed: float) -> Tensor:
+        slots = round(FRAME_SAMPLES / SAMPLE_RATE_HZ / PHONE_SLOT_SEC)
+        labels = np.full(self.config.crop_frames * slots, self.class_of[SILENCE])
         for phone, begin_sec, end_sec in phones:
-            first = round((begin_sec - start_sec) / PHONE_SLOT_SEC)
-            last = round((end_sec - start_sec) / PHONE_SLOT_SEC)
+            first = round((begin_sec - start_sec) / speed / PHONE_SLOT_SEC)
+            last = round((end_sec - start_sec) / speed / PHONE_SLOT_SEC)
             if last > 0 and first < len(labels):
                 labels[max(0, first) : last] = self.class_of[phone]
-        return torch.from_numpy(labels).view(self.crop_frames, slots)
+        return torch.from_numpy(labels).view(self.config.crop_frames, slots)
 
     def _phones(self, path: Path) -> dict[str, list]:
         if path not in self._labels:
@@ -101,6 +113,29 @@ class CallCrops:
                 )
                 raise ConfigError(f"{path.with_suffix('.json')}: {problem}; expected a call of `data_prep babble`")
         return self._labels[path]
+
+
+def resampled(wave: np.ndarray, length: int) -> np.ndarray:
+    """[N] -> [length]: the same sound, faster or slower."""
+    import soxr
+
+    if len(wave) == length:
+        return wave
+    played = soxr.resample(wave, len(wave), length, quality="MQ")[:length]
+    return np.pad(played, (0, length - len(played)))
+
+
+def coloured(wave: np.ndarray, rng: np.random.Generator, *, colour_db: float) -> np.ndarray:
+    """[N] -> [N] with a smooth random gain over frequency; one in four loses what lies above a random cut-off."""
+    if not colour_db:
+        return wave
+    spectrum = np.fft.rfft(wave)
+    hertz = np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE_HZ)
+    points_hz = np.geomspace(100, 12_000, 8)
+    gain_db = np.interp(hertz, points_hz, rng.uniform(-colour_db, colour_db, len(points_hz)))
+    if rng.random() < 0.25:
+        gain_db -= 60 * np.clip((hertz / rng.uniform(3_000, 8_000) - 1) / 0.2, 0, 1)
+    return np.fft.irfft(spectrum * 10 ** (gain_db / 20), len(wave))
 
 
 def _manifest_paths(manifest: Path) -> list[Path]:
@@ -119,7 +154,7 @@ def _manifest_paths(manifest: Path) -> list[Path]:
 class SpectralLoss(torch.nn.Module):
     """Mean absolute difference of log magnitudes at several resolutions, on a mel scale."""
 
-    def __init__(self, sample_rate_hz: int = 24_000, windows: tuple[int, ...] = (480, 1024, 2048)):
+    def __init__(self, sample_rate_hz: int = SAMPLE_RATE_HZ, windows: tuple[int, ...] = (480, 1024, 2048)):
         super().__init__()
         from mmspeech.audio.spectral import mel_filters
 
@@ -210,13 +245,7 @@ def train_codec(config: CodecStageConfig) -> Path:
     )
     codec, optimizer = accelerator.prepare(codec, optimizer)
     spectral = SpectralLoss(config.codec.sample_rate_hz).to(accelerator.device)
-    crops = CallCrops(
-        config.manifests,
-        phones=config.phones,
-        crop_frames=config.crop_frames,
-        user_share=config.user_share,
-        seed=config.seed,
-    )
+    crops = CallCrops(config)
 
     # 2. Resume
     checkpoint, start = out / "checkpoint.pt", 0

@@ -42,10 +42,11 @@ class Position:
 
 @dataclass(frozen=True)
 class Draw:
-    """One call to lay out. `seed` feeds everything random about it."""
+    """One call to lay out, cropped to `max_frames`. `seed` feeds everything random about it."""
 
     source: int
     index: int
+    max_frames: int
     variant: str
     seed: tuple[int, ...]
 
@@ -110,9 +111,11 @@ class Planner:
             which = int(rng.choice(len(weights), p=weights / weights.sum()))
             index = self._next_index(which, counts[which])
             counts[which] += 1
-            length = min(int(self.sources[which][0].num_frames[index]), self.config.max_frames)
-            variant = _choose_variant(self.sources[which][1], rng)
-            drawn.append((length, Draw(which, index, variant, (self.seed, number, len(drawn)))))
+            shards, source = self.sources[which]
+            longest = source.max_frames or self.config.max_frames
+            length = min(int(shards.num_frames[index]), longest)
+            draw = Draw(which, index, longest, _choose_variant(source, rng), (self.seed, number, len(drawn)))
+            drawn.append((length, draw))
             frames += length
         batches = pack_by_length(drawn, self.config.batch_frames)
         return [batches[i] for i in rng.permutation(len(batches))], tuple(counts)
@@ -146,7 +149,9 @@ class CallBatches(torch.utils.data.Dataset):
         shards, source = self.sources[draw.source]
         rng = np.random.default_rng([*draw.seed, 1])
         keep = source.visuals == "keep" and self.pictures is not None
-        return self.layout(shards[draw.index], variant=draw.variant, keep_visuals=keep, rng=rng)
+        return self.layout(
+            shards[draw.index], variant=draw.variant, max_frames=draw.max_frames, keep_visuals=keep, rng=rng
+        )
 
     def _sift(self, rows: list[Row]) -> tuple[list[Row], list[str]]:
         good, problems = [], []
@@ -174,13 +179,17 @@ def open_sources(sources: dict[str, SourceConfig], *, at: Callable[[str], Path],
 
 def build_layout(config: DataConfig, *, tokenizer, stamp, training: bool) -> Layout:
     """The layout of training calls, or of validation calls (undisturbed). `stamp`: CodecStamp of the shards."""
-    disturbed = Augmentation(config.drop_acoustic, config.replace_codes, config.mute_gaps)
+    disturbed = Augmentation(
+        drop_acoustic=config.drop_acoustic,
+        keep_codebooks=config.keep_codebooks,
+        replace_codes=config.replace_codes,
+        mute_gaps=config.mute_gaps,
+    )
     augmentation = disturbed if training else Augmentation()
     return Layout(
         tokenizer=tokenizer,
         silence_codes=stamp.silence_codes,
         codebook_size=stamp.codebook_size,
-        max_frames=config.max_frames,
         silent_share=config.silent_share,
         transcribe_delay_frames=config.transcribe_delay_frames,
         augmentation=augmentation,
@@ -205,12 +214,13 @@ def training_loader(dataset: CallBatches, plans: Iterator[Plan], *, workers: int
 def validation_plans(shards: ShardSet, source: SourceConfig, *, config: DataConfig, batches: int) -> list[Plan]:
     """The same batches at every evaluation: the first calls of the set, as many as fill `batches`."""
     rng = np.random.default_rng(VALID_SEED)
+    longest = source.max_frames or config.max_frames
     drawn, frames = [], 0
     for index, num_frames in enumerate(shards.num_frames):
         if frames >= batches * config.batch_frames:
             break
-        length = min(int(num_frames), config.max_frames)
-        drawn.append((length, Draw(0, index, _choose_variant(source, rng), (VALID_SEED, index))))
+        length = min(int(num_frames), longest)
+        drawn.append((length, Draw(0, index, longest, _choose_variant(source, rng), (VALID_SEED, index))))
         frames += length
     return [Plan(tuple(draws)) for draws in pack_by_length(drawn, config.batch_frames)]
 

@@ -25,13 +25,16 @@ class VariantShares(StrictModel):
 class SourceConfig(StrictModel):
     """One shard set. Calls are drawn in proportion to `weight`, moving in a line to `end_weight` (None: constant).
 
-    `visuals: drop` trains on the calls as if no picture were there.
+    `visuals: drop` trains on the calls as if no picture were there. `max_frames`: calls longer than this are cropped
+    anew each time they are drawn (None: as `DataConfig` says); in short crops voices are heard for the first time more
+    often.
     """
 
     path: str
     weight: float = Field(1.0, ge=0)
     end_weight: float | None = Field(None, ge=0)
     visuals: Literal["keep", "drop"] = "keep"
+    max_frames: int | None = Field(None, gt=0)
     variants: VariantShares = VariantShares()
 
 
@@ -50,6 +53,7 @@ class DataConfig(StrictModel):
     silent_share: float = Field(0.05, ge=0, le=1)
     transcribe_delay_frames: int = Field(3, ge=0)
     drop_acoustic: float = Field(0.0, ge=0, le=1)
+    keep_codebooks: int = Field(1, ge=1)
     replace_codes: float = Field(0.0, ge=0, le=0.5)
     mute_gaps: float = Field(0.0, ge=0, le=1)
     workers: int = Field(0, ge=0)

@@ -31,13 +31,15 @@ CROP_PAUSE_FRAMES = 25  # the longest silence a crop begins with
 class Augmentation:
     """How user codes are disturbed, so that unknown voices and noise do not surprise the model.
 
-    With probability `drop_acoustic` a call keeps only its first user codebooks (how many is drawn); a share of
+    With probability `drop_acoustic` a call keeps only its first user codebooks (how many is drawn, at least
+    `keep_codebooks`); a share of
     `replace_codes` of the user's codes becomes random ones (in a call, a share drawn from 0 to twice that). With
     probability `mute_gaps` a call has digital silence where the user does not speak, as behind a noise gate or after
     the end of a recording.
     """
 
     drop_acoustic: float = 0.0
+    keep_codebooks: int = 1
     replace_codes: float = 0.0
     mute_gaps: float = 0.0
 
@@ -65,7 +67,7 @@ class PictureFormat:
 class Layout:
     """Lays one call out on the frame grid.
 
-    `silence_codes` [K] and `codebook_size` are the codec's. A call longer than `max_frames` is cropped.
+    `silence_codes` [K] and `codebook_size` are the codec's.
     Frames where the model is silent take part in the audio loss with probability `silent_share`.
     `transcribe_delay_frames`: how late the user's words come on the text stream of the transcribe variant.
     """
@@ -76,7 +78,6 @@ class Layout:
         tokenizer: TextTokenizer,
         silence_codes: tuple[int, ...],
         codebook_size: int,
-        max_frames: int,
         silent_share: float = 0.1,
         transcribe_delay_frames: int = 3,
         augmentation: Augmentation | None = None,
@@ -84,14 +85,15 @@ class Layout:
         self.tokenizer = tokenizer
         self.silence_codes = torch.tensor(silence_codes, dtype=torch.long)[:, None]
         self.codebook_size = codebook_size
-        self.max_frames = max_frames
         self.silent_share = silent_share
         self.transcribe_delay_frames = transcribe_delay_frames
         self.augmentation = augmentation or Augmentation()
 
-    def __call__(self, sample: Sample, *, variant: Variant, keep_visuals: bool, rng: np.random.Generator) -> Row:
-        """The call as a Row; everything random comes from `rng`."""
-        sample = crop(sample, max_frames=self.max_frames, rng=rng)
+    def __call__(
+        self, sample: Sample, *, variant: Variant, max_frames: int, keep_visuals: bool, rng: np.random.Generator
+    ) -> Row:
+        """The call as a Row, cropped to `max_frames`; everything random comes from `rng`."""
+        sample = crop(sample, max_frames=max_frames, rng=rng)
         if variant == "speechless":
             row = self._speechless(sample)
         elif variant == "transcribe":
@@ -147,8 +149,9 @@ class Layout:
             chosen = torch.from_numpy(rng.random(tuple(user.shape)) < share) & (user != NOTHING)
             noise = torch.from_numpy(rng.integers(0, self.codebook_size, tuple(user.shape)))
             user = torch.where(chosen, noise, user)
-        if rng.random() < self.augmentation.drop_acoustic and len(user) > 1:
-            user[rng.integers(1, len(user)) :] = NOTHING
+        least = self.augmentation.keep_codebooks
+        if rng.random() < self.augmentation.drop_acoustic and len(user) > least:
+            user[rng.integers(least, len(user)) :] = NOTHING
         return user
 
 

@@ -41,12 +41,13 @@ def make_sample(num_frames: int = 100, name: str = "call") -> Sample:
 
 
 def make_layout(tokenizer, **changes) -> Layout:
-    options = {"silence_codes": SILENCE, "codebook_size": 16, "max_frames": 200, "silent_share": 0.0} | changes
+    options = {"silence_codes": SILENCE, "codebook_size": 16, "silent_share": 0.0} | changes
     return Layout(tokenizer=tokenizer, **options)
 
 
-def lay(layout, sample, variant="dialogue", keep_visuals=True, seed=0):
-    return layout(sample, variant=variant, keep_visuals=keep_visuals, rng=np.random.default_rng(seed))
+def lay(layout, sample, variant="dialogue", keep_visuals=True, seed=0, max_frames=400):
+    rng = np.random.default_rng(seed)
+    return layout(sample, variant=variant, max_frames=max_frames, keep_visuals=keep_visuals, rng=rng)
 
 
 def test_dialogue_puts_only_the_models_words_on_the_text_stream(tokenizer):
@@ -128,7 +129,7 @@ def test_a_picture_after_the_crop_is_not_seen():
 
 def test_augmentation_touches_only_the_users_rows(tokenizer):
     sample = make_sample(400)
-    disturbed = make_layout(tokenizer, max_frames=400, augmentation=Augmentation(1.0, 0.2))
+    disturbed = make_layout(tokenizer, augmentation=Augmentation(drop_acoustic=1.0, replace_codes=0.2))
     row = lay(disturbed, sample, seed=3)
     assert torch.equal(row.codes[1:3], sample.codes[:2].long())
     assert (row.codes[4] == -1).all() and (row.codes[3] != -1).all()
@@ -136,6 +137,8 @@ def test_augmentation_touches_only_the_users_rows(tokenizer):
     assert 0 < changed < 0.4
     again = lay(disturbed, sample, seed=3)
     assert torch.equal(again.codes, row.codes)
+    keeping = make_layout(tokenizer, augmentation=Augmentation(drop_acoustic=1.0, keep_codebooks=2))
+    assert torch.equal(lay(keeping, sample, seed=3).codes[3:], sample.codes[2:].long())
 
 
 def test_stack_pads_with_nothing_and_no_weight(tokenizer):

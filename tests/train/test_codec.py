@@ -66,6 +66,21 @@ def test_a_resumed_run_is_the_unbroken_one_and_can_be_heard(calls, tmp_path, mon
     assert load_codec(whole).encode(torch.zeros(1, 1, 1920)).shape == (1, 2, 1)
 
 
+def test_phones_stay_with_their_sound_however_a_caller_is_changed(calls, tmp_path):
+    wave, rate_hz = soundfile.read(calls.parent / "a.wav")
+    loud = np.zeros(len(wave), bool)
+    loud[36_000:48_000] = True  # "ah" of the user
+    soundfile.write(calls.parent / "a.wav", wave * loud[:, None], rate_hz)
+    changes = {"crop_frames": 20, "user_share": 1.0, "speaker_jitter": 0.3, "colour_db": 12}
+    crops = stage.CallCrops(config(calls, tmp_path, **changes))
+    waves, labels = crops.batch(0, 16)
+    heard = waves[:, 0].unflatten(1, (-1, 480)).square().mean(2) > 1e-5
+    spoken = labels.flatten(1) == 1
+    assert (heard == spoken).float().mean() > 0.97
+    assert len(set(spoken.sum(1).tolist())) > 4  # some faster, some slower
+    assert torch.equal(crops.batch(0, 16)[0], waves)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

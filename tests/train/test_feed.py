@@ -71,8 +71,16 @@ def test_batches_keep_to_their_frames_and_little_is_padded():
     assert held / padded > 0.85
 
 
+def test_a_source_may_have_its_own_crop_length():
+    planner = make_planner()
+    planner.sources[1] = planner.sources[1][0], SourceConfig(path="x", max_frames=12)
+    plans = take(planner, 30)
+    assert {(draw.source, draw.max_frames) for plan in plans for draw in plan.draws} == {(0, 50), (1, 12)}
+    assert max(len(plan.draws) for plan in plans) == 200 // 12
+
+
 def test_a_call_longer_than_a_batch_goes_alone():
-    draws = [(300, Draw(0, i, "dialogue", (0,))) for i in range(3)]
+    draws = [(300, Draw(0, i, 400, "dialogue", (0,))) for i in range(3)]
     assert [len(batch) for batch in pack_by_length(draws, 200)] == [1, 1, 1]
 
 
