@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.calls import Call, ManifestError, find_manifests, manifest_lines, read_transcript
-from data_prep.files import SAMPLE_RATE_HZ
 from data_prep.phones import PHONES
 from data_prep.tts import HELD_OUT_VOICES
-from mmspeech.audio.waveform import FRAME_RATE_HZ
 from mmspeech.data.shards import SIDECAR, ShardError, ShardSet, speaker_rows
+from mmspeech.frames import SAMPLE_RATE_HZ, frames_to_seconds
 from mmspeech.types import Sample, Visual, Word
 from mmspeech.vision.image import ImageError, load_image
 
@@ -77,7 +76,7 @@ def check_shards(path: Path) -> CheckReport:
         except (ValueError, TypeError, KeyError) as error:
             report.faults.append(f"{path}: call {index} cannot be read ({error})")
             continue
-        report.seconds += sample.codes.shape[1] / FRAME_RATE_HZ
+        report.seconds += frames_to_seconds(sample.codes.shape[1])
         pictures += len(sample.visuals)
         report.faults += [f"{path}: call {sample.id}: {fault}" for fault in _safely(_sample_faults(sample, shards))]
         if sample.id in seen:
@@ -112,7 +111,7 @@ def _entry_faults(line: str, root: Path, seen: set[str], report: CheckReport) ->
 
 
 def _sample_faults(sample: Sample, shards: ShardSet) -> Iterator[str]:
-    stamp, duration_sec = shards.info.codec, sample.codes.shape[1] / FRAME_RATE_HZ
+    stamp, duration_sec = shards.info.codec, frames_to_seconds(sample.codes.shape[1])
     if sample.codes.shape[0] != 2 * stamp.num_codebooks or not sample.codes.shape[1]:
         yield f"codes of shape {tuple(sample.codes.shape)}, expected [{2 * stamp.num_codebooks}, T] with T > 0"
         return

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import signal
 
-from data_prep.files import SAMPLE_RATE_HZ
+from mmspeech.frames import SAMPLE_RATE_HZ
 
 SPEECH_RMS = 0.08  # of a synthesised voice at peak 0.5
 

@@ -1,10 +1,10 @@
-"""Writing files that are whole or not there, and the sampling rate of every wave that is made here."""
+"""Writing files that are whole or not there."""
 
 from pathlib import Path
 
 import numpy as np
 
-SAMPLE_RATE_HZ = 24_000
+from mmspeech.frames import SAMPLE_RATE_HZ
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -1,7 +1,6 @@
 """`preview`: one call to look at and listen to: its wav, its pictures, and a page with every word on the frame grid."""
 
 import base64
-import math
 from collections import defaultdict
 from dataclasses import dataclass
 from html import escape
@@ -12,8 +11,8 @@ import numpy as np
 
 from data_prep.calls import Call, Transcript, read_manifest, read_transcript
 from data_prep.files import write_atomic
-from mmspeech.audio.waveform import FRAME_RATE_HZ
 from mmspeech.config import ConfigError
+from mmspeech.frames import frames_to_seconds, seconds_to_frames
 from mmspeech.tokens.text import EPAD_ID, PAD_ID, TextTokenizer, words_to_frames
 from mmspeech.types import Word
 
@@ -45,7 +44,7 @@ def preview(data: Path, out: Path, *, call: str | None = None, tokenizer: Path |
     pieces = TextTokenizer(tokenizer) if tokenizer else None
     wave, rate_hz = _read(chosen.audio)
     transcript = read_transcript(chosen)
-    num_frames = math.ceil(len(wave) / rate_hz * FRAME_RATE_HZ)
+    num_frames = seconds_to_frames(len(wave) / rate_hz, round_up=True)
     tokens = token_cells(transcript.words, num_frames, pieces) if pieces else None
     out.mkdir(parents=True, exist_ok=True)
     name = chosen.audio.stem
@@ -91,7 +90,7 @@ def _lines(words: list[Word], tokens: list[Cell] | None) -> list[str]:
     for frame in sorted({*user, *model, *token}):
         columns = (" ".join(column[frame]) for column in (user, model, token))
         shown = "{:<18} {:<18} {}".format(*columns)
-        lines.append(f"{frame:>5} {frame / FRAME_RATE_HZ:>6.2f}  {shown}".rstrip())
+        lines.append(f"{frame:>5} {frames_to_seconds(frame):>6.2f}  {shown}".rstrip())
     return lines
 
 
@@ -122,7 +121,7 @@ def _strip(start: int, num_frames: int, words: list[Word], wave: np.ndarray, tok
     """Two seconds: the time, the waves, the words of both sides and the text stream, in the page's grid."""
     frames = range(start, min(start + FRAMES_PER_STRIP, num_frames))
     parts = [_label("second")]
-    parts += [_cell(f"{frame / FRAME_RATE_HZ:.2f}", "time", frame - start, frame) for frame in frames]
+    parts += [_cell(f"{frames_to_seconds(frame):.2f}", "time", frame - start, frame) for frame in frames]
     per_frame = len(wave) / num_frames
     first, last = int(start * per_frame), int((start + FRAMES_PER_STRIP) * per_frame)
     for speaker, label, channel in _SIDES:
@@ -135,7 +134,7 @@ def _strip(start: int, num_frames: int, words: list[Word], wave: np.ndarray, tok
 
 
 def _frame(word: Word) -> int:
-    return math.floor(word.start_sec * FRAME_RATE_HZ)
+    return seconds_to_frames(word.start_sec)
 
 
 def _label(text: str) -> str:
@@ -149,7 +148,7 @@ def _cell(text: str, kind: str, column: int, frame: int) -> str:
 def _word(word: Word, start: int) -> str:
     """A box from the frame in which a word starts up to the one in which it ends."""
     first = _frame(word) - start
-    after = min(math.floor(word.end_sec * FRAME_RATE_HZ) - start, FRAMES_PER_STRIP)
+    after = min(seconds_to_frames(word.end_sec) - start, FRAMES_PER_STRIP)
     times = f"{word.start_sec:.3f} to {word.end_sec:.3f} s"
     style = f"grid-column:{first + 2} / {max(first + 1, after) + 2}"
     sec = f"{word.start_sec:.3f}"

@@ -11,10 +11,11 @@ import numpy as np
 from pydantic import Field
 
 from data_prep.effects import user_channel
-from data_prep.files import SAMPLE_RATE_HZ, write_atomic, write_wav
+from data_prep.files import write_atomic, write_wav
 from data_prep.scenes import DialogueRecord, item_rng, load_dialogue
 from data_prep.tts import MODEL_VOICE, Utterance, Voice, random_voice, require_synthesisers, synthesise
 from mmspeech.config import ConfigError, StrictModel
+from mmspeech.frames import SAMPLE_RATE_HZ
 
 FADE_SEC = 0.05
 LONG_ANSWER_SEC = 1.4

@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep import espeak, flite
-from data_prep.files import SAMPLE_RATE_HZ
 from mmspeech.config import ConfigError
+from mmspeech.frames import SAMPLE_RATE_HZ
 
 _LEAD_SEC, _TAIL_SEC = 0.02, 0.06  # kept around the speech when a synthesiser's own silence is cut off
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from eval.manifest import Line
-from mmspeech.audio.waveform import FRAME_SAMPLES, samples_to_seconds
 from mmspeech.config import GenerationConfig
+from mmspeech.frames import FRAME_SAMPLES, samples_to_seconds
 from mmspeech.serve.engine import CallBatch
 from mmspeech.serve.session import ReplyWatch, SpokenWord, TextReader, Transcript
 

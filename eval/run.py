@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.task import Task
-from mmspeech.audio.waveform import samples_to_seconds
 from mmspeech.config import ConfigError
+from mmspeech.frames import samples_to_seconds
 
 SAMPLES = "samples.jsonl"
 _SEEDS_PER_RUN = 1_000_003

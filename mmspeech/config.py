@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mmspeech.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ
+
 
 class ConfigError(ValueError):
     """A configuration or input the user can mend; the message is one line or a short list."""
@@ -130,7 +132,7 @@ class MimiConfig(StrictModel):
     """
 
     kind: Literal["mimi"] = "mimi"
-    sample_rate_hz: int = 24_000
+    sample_rate_hz: int = SAMPLE_RATE_HZ
     num_codebooks: int = Field(8, ge=2)
     total_codebooks: int = 32
     codebook_size: int = 2048
@@ -167,7 +169,7 @@ class SpectralConfig(StrictModel):
     """
 
     kind: Literal["spectral"] = "spectral"
-    sample_rate_hz: int = 24_000
+    sample_rate_hz: int = SAMPLE_RATE_HZ
     num_codebooks: int = Field(6, ge=2)
     codebook_size: int = 512
     codebook_dim: int = 64
@@ -186,8 +188,8 @@ class SpectralConfig(StrictModel):
     def _frames_divide(self):
         if self.num_semantic >= self.num_codebooks:
             raise ValueError(f"num_semantic {self.num_semantic} must be below num_codebooks {self.num_codebooks}")
-        if 1920 % self.hop_samples or self.window_samples % self.hop_samples:
-            raise ValueError("hop_samples must divide 1920 and window_samples")
+        if FRAME_SAMPLES % self.hop_samples or self.window_samples % self.hop_samples:
+            raise ValueError(f"hop_samples must divide {FRAME_SAMPLES} and window_samples")
         return self
 
 
@@ -226,6 +228,28 @@ def load_config(cls: type[ConfigT], path: str | Path, overrides: list[str] | Non
     return parse_config(cls, apply_overrides(read_mapping(path), overrides or []), source=str(path))
 
 
+class _DuplicateKeyError(ValueError):
+    """A key that stands twice in one mapping; readers usually keep the last one without a word."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _DuplicateKeyError(f"key {next(k for k in keys if keys.count(k) > 1)!r} stands there twice")
+    return mapping
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML as safe_load reads it, but a key given twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise _DuplicateKeyError(f"key {twice[0]!r} stands there twice, {node.start_mark}".replace("\n", " "))
+        return super().construct_mapping(node, deep=deep)
+
+
 def read_mapping(path: str | Path) -> dict[str, Any]:
     """The top-level mapping of a YAML or JSON file."""
     path = Path(path)
@@ -235,8 +259,12 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such configuration file{hint}")
     try:
         text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        data = (
+            json.loads(text, object_pairs_hook=_unique)
+            if path.suffix == ".json"
+            else yaml.load(text, Loader=_UniqueKeyLoader)
+        )
+    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError, _DuplicateKeyError) as error:
         raise ConfigError(
             f"{path}: not valid {path.suffix.lstrip('.') or 'YAML'}: {' '.join(str(error).split())}"
         ) from error

@@ -170,11 +170,15 @@ def test_files_that_are_no_configuration(tmp_path):
     (tmp_path / "list.yaml").write_text("[1, 2]")
     (tmp_path / "broken.yaml").write_text("a: [1")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "twice.yaml").write_text("a: {dim: 1, num_heads: 2, dim: 3}")
+    (tmp_path / "twice.json").write_text('{"dim": 1, "dim": 2}')
     for name, message in (
-        ("none.yaml", "no such configuration file; files there: binary.yaml, broken.yaml, list.yaml"),
+        ("none.yaml", "no such configuration file; files there: binary.yaml, broken.yaml, list.yaml, twice.yaml"),
         ("list.yaml", "expected a mapping"),
         ("broken.yaml", "not valid"),
         ("binary.yaml", "not valid"),
+        ("twice.yaml", "key 'dim' stands there twice.*line 1"),
+        ("twice.json", "key 'dim' stands there twice"),
     ):
         with pytest.raises(ConfigError, match=message):
             load_config(TransformerConfig, tmp_path / name)

@@ -16,8 +16,9 @@ from pydantic import Field
 from torch import Tensor
 
 from mmspeech.audio.codec import Codec, CodecTrainOut
-from mmspeech.audio.waveform import FRAME_SAMPLES, SAMPLE_RATE_HZ, write_wav
+from mmspeech.audio.waveform import write_wav
 from mmspeech.config import CodecConfig, ConfigError, StrictModel, read_mapping
+from mmspeech.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from train.command import run_stage
 from train.metrics import MetricsLog
 

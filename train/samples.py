@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mmspeech.audio.waveform import FRAME_RATE_HZ, write_wav
+from mmspeech.audio.waveform import write_wav
 from mmspeech.data.collate import NOTHING
 from mmspeech.data.shards import ShardSet, speaker_rows
+from mmspeech.frames import frames_to_seconds, seconds_to_frames
 from mmspeech.types import FrameOut, Sample, VisualContext
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def _look(origin: "Origin", sample: Sample, device: torch.device) -> VisualConte
     images = [load_image(visual.image) for visual in sample.visuals]
     pixels = torch.stack([to_pixels(image, tower.image_size_px, tower.mean, tower.std) for image in images])
     features, mask = tower(pixels.to(device))
-    onset = torch.tensor([int(visual.start_sec * FRAME_RATE_HZ) for visual in sample.visuals], device=device)
+    onset = torch.tensor([seconds_to_frames(visual.start_sec) for visual in sample.visuals], device=device)
     onsets = onset[:, None].expand(features.shape[:2])
     joined_mask = None if mask is None else mask.flatten()[None]
     return origin.model.see(features.flatten(0, 1)[None], onsets.flatten()[None], joined_mask)
@@ -69,7 +70,7 @@ def _write(origin: "Origin", sample: Sample, out: list[FrameOut], stem: Path) ->
     spoken = [
         {
             "piece": origin.tokenizer.piece(int(frame.text_ids[0])),
-            "start_sec": frame.frame / FRAME_RATE_HZ,
+            "start_sec": frames_to_seconds(frame.frame),
             "gate": float(frame.gate[0]),
         }
         for frame in out

@@ -11,15 +11,9 @@ from eval.recognise import Recogniser, word_error
 from eval.responder import Responder
 from eval.scoring import normalise
 from eval.task import Settings
-from mmspeech.audio.waveform import (
-    SAMPLE_RATE_HZ,
-    AudioError,
-    read_audio,
-    resample,
-    seconds_to_samples,
-    write_wav,
-)
+from mmspeech.audio.waveform import AudioError, read_audio, resample, write_wav
 from mmspeech.config import ConfigError
+from mmspeech.frames import SAMPLE_RATE_HZ, seconds_to_samples
 
 if TYPE_CHECKING:
     from mmspeech.audio.codec import Codec

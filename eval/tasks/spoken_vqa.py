@@ -11,8 +11,9 @@ from eval.recognise import Recogniser, word_error
 from eval.responder import ModelResponder, Question, Reply, Responder
 from eval.scoring import holds_answer, is_active, mean, normalise, percentile, stop_after, wilson
 from eval.task import Settings
-from mmspeech.audio.waveform import SAMPLE_RATE_HZ, read_audio, write_wav
+from mmspeech.audio.waveform import read_audio, write_wav
 from mmspeech.config import ConfigError
+from mmspeech.frames import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
     from mmspeech.checkpoint import Bundle

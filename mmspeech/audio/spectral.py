@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmspeech.audio.codec import Codec, CodecTrainOut
 from mmspeech.audio.quantizer import SplitResidualQuantizer
-from mmspeech.audio.waveform import FRAME_SAMPLES
+from mmspeech.frames import FRAME_SAMPLES
 from mmspeech.nn.conv import CausalConv1d, ConvState
 from mmspeech.nn.streaming import State
 

@@ -17,8 +17,8 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from mmspeech.audio.waveform import FRAME_RATE_HZ, FRAME_SAMPLES, frames_to_seconds
 from mmspeech.commands.common import check_device, check_output, settle_threads, whole_file
+from mmspeech.frames import FRAME_RATE_HZ, FRAME_SAMPLES, frames_to_seconds
 from mmspeech.serve.engine import CallBatch
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from rich.table import Table
 from torch import nn
 
 from mmspeech.audio.codec import build_codec
-from mmspeech.audio.waveform import FRAME_RATE_HZ
 from mmspeech.checkpoint import CONFIG, TOWER, CheckpointError, resolve
 from mmspeech.config import ModelConfig, load_config
+from mmspeech.frames import FRAME_RATE_HZ
 from mmspeech.lm.model import VisionSpeechModel
 
 _DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmspeech.audio.waveform import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from mmspeech.commands.common import whole_file
+from mmspeech.frames import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
     from mmspeech.commands.talk import Talk

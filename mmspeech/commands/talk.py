@@ -14,9 +14,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 from torch import Tensor
 
-from mmspeech.audio.waveform import FRAME_SAMPLES, frames_to_seconds, read_audio, samples_to_seconds, write_wav
+from mmspeech.audio.waveform import read_audio, write_wav
 from mmspeech.commands.common import check_device, check_output, settle_threads
 from mmspeech.config import GenerationConfig
+from mmspeech.frames import FRAME_SAMPLES, frames_to_seconds, samples_to_seconds
 from mmspeech.serve.session import ReplyWatch, Session, Transcript
 
 if TYPE_CHECKING:

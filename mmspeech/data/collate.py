@@ -8,7 +8,6 @@ A call is laid out as one of three variants:
 """
 
 import hashlib
-import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -16,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmspeech.audio.waveform import FRAME_RATE_HZ
 from mmspeech.data.shards import speaker_rows
+from mmspeech.frames import frames_to_seconds, seconds_to_frames
 from mmspeech.tokens.text import BOS_ID, TextTokenizer, words_to_frames
 from mmspeech.types import Batch, Sample, Word
 
@@ -101,7 +100,7 @@ class Layout:
         else:
             row = self._dialogue(sample, rng)
         if keep_visuals and variant != "transcribe":
-            row.pictures = [(v.image, math.floor(v.start_sec * FRAME_RATE_HZ)) for v in sample.visuals]
+            row.pictures = [(v.image, seconds_to_frames(v.start_sec)) for v in sample.visuals]
         return row
 
     def _dialogue(self, sample: Sample, rng: np.random.Generator) -> Row:
@@ -125,7 +124,7 @@ class Layout:
     def _transcribe(self, sample: Sample, rng: np.random.Generator) -> Row:
         _, user = speaker_rows(sample.codes.long())
         num_frames = user.shape[1]
-        late_sec = self.transcribe_delay_frames / FRAME_RATE_HZ
+        late_sec = frames_to_seconds(self.transcribe_delay_frames)
         text = self._text([_shifted(w, late_sec) for w in sample.words if w.speaker == "user"], num_frames)
         text[0] = BOS_ID
         text_weight = torch.ones(num_frames)
@@ -165,7 +164,7 @@ def crop(sample: Sample, *, max_frames: int, rng: np.random.Generator) -> Sample
     if extra <= 0:
         return sample
     start = int(rng.choice(_turn_starts(sample.words, extra)))
-    start_sec, end_sec = start / FRAME_RATE_HZ, (start + max_frames) / FRAME_RATE_HZ
+    start_sec, end_sec = frames_to_seconds(start), frames_to_seconds(start + max_frames)
     words = [_shifted(w, -start_sec) for w in sample.words if start_sec <= w.start_sec < end_sec]
     visuals = [replace(v, start_sec=max(0.0, v.start_sec - start_sec)) for v in sample.visuals if v.start_sec < end_sec]
     return replace(sample, codes=sample.codes[:, start : start + max_frames], words=words, visuals=visuals)
@@ -176,8 +175,8 @@ def _turn_starts(words: list[Word], last_frame: int) -> list[int]:
     starts, silent_from_sec, before = [], 0.0, "main"
     for word in sorted(words, key=lambda w: w.start_sec):
         if (before, word.speaker) == ("main", "user"):
-            last = math.floor(word.start_sec * FRAME_RATE_HZ)
-            first = max(math.ceil(silent_from_sec * FRAME_RATE_HZ), last - CROP_PAUSE_FRAMES)
+            last = seconds_to_frames(word.start_sec)
+            first = max(seconds_to_frames(silent_from_sec, round_up=True), last - CROP_PAUSE_FRAMES)
             starts.extend(range(first, min(last, last_frame) + 1))
         silent_from_sec, before = max(silent_from_sec, word.end_sec), word.speaker
     return starts or [0]
@@ -189,8 +188,8 @@ def speaking_frames(words: list[Word], num_frames: int, *, speaker: str, widened
     before, after = (SPEECH_BEFORE_FRAMES, SPEECH_AFTER_FRAMES) if widened else (0, 0)
     for word in words:
         if word.speaker == speaker:
-            first = math.floor(word.start_sec * FRAME_RATE_HZ) - before
-            mask[max(0, first) : math.ceil(word.end_sec * FRAME_RATE_HZ) + after] = True
+            first = seconds_to_frames(word.start_sec) - before
+            mask[max(0, first) : seconds_to_frames(word.end_sec, round_up=True) + after] = True
     return mask
 
 
@@ -226,5 +225,5 @@ def _shifted(word: Word, by_sec: float) -> Word:
 
 
 def _overlaps(word: Word, mask: Tensor) -> bool:
-    first = math.floor(word.start_sec * FRAME_RATE_HZ)
-    return bool(mask[first : math.ceil(word.end_sec * FRAME_RATE_HZ)].any())
+    first = seconds_to_frames(word.start_sec)
+    return bool(mask[first : seconds_to_frames(word.end_sec, round_up=True)].any())

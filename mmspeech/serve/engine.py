@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mmspeech.audio.waveform import FRAME_RATE_HZ, FRAME_SAMPLES, samples_to_seconds
 from mmspeech.config import ConfigError, GenerationConfig
+from mmspeech.frames import FRAME_RATE_HZ, FRAME_SAMPLES, samples_to_seconds
 from mmspeech.types import FrameOut, VisualContext
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mmspeech.audio.waveform import FRAME_RATE_HZ
 from mmspeech.config import GenerationConfig
+from mmspeech.frames import FRAME_RATE_HZ
 from mmspeech.serve.engine import CallBatch
 
 if TYPE_CHECKING:

@@ -58,13 +58,5 @@ class StreamLayout:
         moved = values.gather(2, frames.clamp(min=0).expand(values.shape[0], -1, -1))
         return torch.where(held, moved, fill), held
 
-    def undelay(self, columns: Tensor, *, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Columns [B, R', T + 1] -> frames [B, R', T] and a mask [R', T]; -1 and false where the column is missing."""
-        count = columns.shape[-1]
-        wanted = torch.arange(1, count, device=columns.device) + self._delays(rows, columns.device)[:, None]
-        held = wanted < count
-        frames = columns.gather(2, wanted.clamp(max=count - 1).expand(columns.shape[0], -1, -1))
-        return torch.where(held, frames, -1), held
-
     def _delays(self, rows: slice, device) -> Tensor:
         return torch.tensor(self.delays[rows], device=device)

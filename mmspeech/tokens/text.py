@@ -1,7 +1,6 @@
 """Text tokens: SentencePiece pieces, and words with times -> one token per frame."""
 
 import io
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -9,10 +8,10 @@ import torch
 from torch import Tensor
 
 from mmspeech.config import ConfigError
+from mmspeech.frames import seconds_to_frames
 from mmspeech.types import Word
 
 EPAD_ID, BOS_ID, EOS_ID, PAD_ID = 0, 1, 2, 3
-FRAME_RATE_HZ = 12.5
 WORD_START = "\u2581"
 
 
@@ -103,7 +102,7 @@ def _placed(
         (word for word in words if word.speaker == speaker and word.start_sec < word.end_sec),
         key=lambda word: word.start_sec,
     )
-    starts = [max(math.floor(word.start_sec * FRAME_RATE_HZ), 0) for word in spoken]
+    starts = [max(seconds_to_frames(word.start_sec), 0) for word in spoken]
     free = 0  # the first frame without a token
     for i, (word, start) in enumerate(zip(spoken, starts, strict=True)):
         tokens = tokenizer.encode(word.text)

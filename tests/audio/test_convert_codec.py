@@ -10,7 +10,6 @@ from small_mimi import small_codec, small_config
 from typer.testing import CliRunner
 
 from mmspeech.audio.codec import build_codec
-from mmspeech.audio.waveform import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from mmspeech.checkpoint import load_codec
 from mmspeech.cli import app
 from mmspeech.config import ConfigError, MimiConfig, load_config
@@ -22,6 +21,7 @@ from mmspeech.convert_codec import (
     load_mimi,
     save_mimi,
 )
+from mmspeech.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ
 
 MIMI_YAML = Path(__file__).parents[2] / "configs" / "codec" / "mimi.yaml"
 

@@ -7,8 +7,8 @@ from small_mimi import small_codec, small_config
 from mmspeech.audio import mimi
 from mmspeech.audio.codec import build_codec
 from mmspeech.audio.mimi import MimiCodec
-from mmspeech.audio.waveform import FRAME_SAMPLES
 from mmspeech.config import ConfigError, MimiConfig, parse_config
+from mmspeech.frames import FRAME_SAMPLES
 
 
 def frames_of(codec: MimiCodec, wave: torch.Tensor, frames: int):
