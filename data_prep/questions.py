@@ -14,7 +14,7 @@ from data_prep.scenes import item_rng
 from data_prep.speak import Timing, Track, model_says, plain_text, say_question
 from data_prep.tts import random_voice, require_synthesisers
 from data_prep.world import Scene, random_scene
-from mmspeech.config import ConfigError
+from mmspeech.config import ConfigError, read_mapping
 from mmspeech.frames import SAMPLE_RATE_HZ
 
 QuestionSet = Literal["known", "unseen", "talk", "pause", "barge"]
@@ -29,10 +29,10 @@ def make_questions(
 ) -> Path:
     """Write `count` questions (wav and picture) to out/NAME/ and the manifest out/NAME.jsonl last; returns it.
 
-    known: voices of training; unseen: held-out voices; talk: small talk, no picture; pause: a pause inside every
+    A question that is there is kept, so this can be killed and run again. known: voices of training; unseen: held-out voices; talk: small talk, no picture; pause: a pause inside every
     question; barge: a second question that interrupts the answer to the first. `clean`: no room, noise or telephone.
-    None is left out: raises ConfigError when one cannot be made or for an unknown set or split, FileNotFoundError when
-    a synthesiser is not installed.
+    None is left out: raises ConfigError when one cannot be made, when the folder holds questions of other settings or
+    for an unknown set or split, FileNotFoundError when a synthesiser is not installed.
     """
     from rich.progress import track
 
@@ -42,15 +42,30 @@ def make_questions(
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     manifest = out / f"{name}.jsonl"
+    settings = {"seed": seed, "split": split, "size_px": size_px, "clean": clean}
     lines = []
     for index in track(range(count), description=f"questions {name}"):
         stem, rng = f"{name}_{index:05d}", item_rng(seed, split, index, f"question {name}")
         try:
-            lines.append(_make_one(folder, stem, name=name, rng=rng, split=split, size_px=size_px, clean=clean))
+            line = _made_before(folder / f"{stem}.json", settings)
+            if line is None:
+                line = _make_one(folder, stem, name=name, rng=rng, split=split, size_px=size_px, clean=clean)
+                write_atomic(folder / f"{stem}.json", json.dumps({"settings": settings, "line": line}).encode())
+            lines.append(line)
         except ConfigError as error:
             raise ConfigError(f"{manifest}: not written, question {stem} cannot be made: {error}") from error
     write_atomic(manifest, "".join(json.dumps(line) + "\n" for line in lines).encode())
     return manifest
+
+
+def _made_before(record: Path, settings: dict) -> dict | None:
+    """The line of a question that is there already."""
+    if not record.is_file():
+        return None
+    made = read_mapping(record)
+    if made.get("settings") != settings:
+        raise ConfigError(f"{record} was made with {made.get('settings')}, not {settings}; choose another --out folder")
+    return made["line"]
 
 
 def _make_one(

@@ -185,3 +185,15 @@ def test_question_sets(tmp_path, name):
         seconds = soundfile.info(tmp_path / line["audio"]).duration
         assert 0.5 < line["question_end_sec"] < seconds and line["answers"]
         assert name != "barge" or 0.5 < line["barge_start_sec"] < line["question_end_sec"]
+
+
+@needs_speech
+def test_questions_that_are_there_are_kept(tmp_path):
+    options = {"name": "talk", "seed": 1, "split": "test", "size_px": 96}
+    whole = make_questions(tmp_path / "whole", count=3, **options).read_text()
+    make_questions(tmp_path / "broken", count=2, **options)
+    made = (tmp_path / "broken/talk/talk_00001.wav").stat().st_mtime_ns
+    assert make_questions(tmp_path / "broken", count=3, **options).read_text() == whole
+    assert (tmp_path / "broken/talk/talk_00001.wav").stat().st_mtime_ns == made
+    with pytest.raises(ConfigError, match="choose another --out folder"):
+        make_questions(tmp_path / "broken", count=3, **options | {"seed": 2})
