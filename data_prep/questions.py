@@ -29,8 +29,9 @@ def make_questions(
 ) -> Path:
     """Write `count` questions (wav and picture) to out/NAME/ and the manifest out/NAME.jsonl last; returns it.
 
-    A question that is there is kept, so this can be killed and run again. known: voices of training; unseen: held-out voices; talk: small talk, no picture; pause: a pause inside every
+    known: voices of training; unseen: held-out voices; talk: small talk, no picture; pause: a pause inside every
     question; barge: a second question that interrupts the answer to the first. `clean`: no room, noise or telephone.
+    A question that is there is kept, so this can be killed and run again.
     None is left out: raises ConfigError when one cannot be made, when the folder holds questions of other settings or
     for an unknown set or split, FileNotFoundError when a synthesiser is not installed.
     """
