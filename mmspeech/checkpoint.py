@@ -26,6 +26,7 @@ from mmspeech.config import CodecConfig, ConfigError, ModelConfig, StrictModel, 
 if TYPE_CHECKING:
     from mmspeech.lm.model import VisionSpeechModel
     from mmspeech.tokens.text import TextTokenizer
+    from mmspeech.vision.encoder import VisionTower
 
 EMBEDDED = Path(__file__).parent / "pretrained" / "tiny"
 CONFIG, MODEL, CODEC, TOWER = "config.json", "model.safetensors", "codec.safetensors", "tower.safetensors"
@@ -140,9 +141,25 @@ def write_model(
 ) -> None:
     """The files of `save_model`, into a folder that the caller puts in place."""
     own = {key: value for key, value in model.state_dict().items() if not key.startswith(TOWER_PREFIX)}
-    write_tensors(folder / MODEL, own, dtype=dtype)
-    if model.tower is not None:
-        write_tensors(folder / TOWER, model.tower.weights(), dtype=dtype)
+    parts = {"codec": codec, "tokenizer_file": tokenizer_file, "config": config, "card": card, "dtype": dtype}
+    write_parts(folder, tensors=own, tower=model.tower, **parts)
+
+
+def write_parts(
+    folder: Path,
+    *,
+    tensors: dict[str, Tensor],
+    tower: "VisionTower | None",
+    codec: Codec,
+    tokenizer_file: str | Path,
+    config: ModelConfig,
+    card: str = "",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """`write_model` for a model whose weights (`tensors`, without the tower's) were gathered from several processes."""
+    write_tensors(folder / MODEL, tensors, dtype=dtype)
+    if tower is not None:
+        write_tensors(folder / TOWER, tower.weights(), dtype=dtype)
     write_tensors(folder / CODEC, codec.state_dict(), dtype=dtype, exact=("quantizer.",))
     (folder / CONFIG).write_text(config.model_dump_json(indent=1), encoding="utf-8")
     shutil.copyfile(tokenizer_file, folder / TOKENIZER)

@@ -65,6 +65,7 @@ class Batch:
     pixels: [P, 3, H, W] float or None: the batch's pictures; picture_rows [P] long says which row each belongs to
     and onset_frames [P] long from which frame on it is seen. picture_keys name the pictures' content; features
     [P, S, Dv] (with features_mask [P, S] bool or None), when set, stand for what the tower makes of the pixels.
+    seed: of what the loss draws at random (None: from torch's own state).
     """
 
     codes: Tensor
@@ -77,6 +78,7 @@ class Batch:
     picture_keys: list[str] = field(default_factory=list)
     features: Tensor | None = None
     features_mask: Tensor | None = None
+    seed: int | None = None
 
 
 @dataclass

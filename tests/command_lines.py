@@ -12,14 +12,19 @@ from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 VERBS = ("mmspeech", "data_prep")  # programs whose first word is a verb with options of its own
+LAUNCHERS = {"torchrun": "torch.distributed.run", "accelerate": "accelerate.commands.launch"}
 OUR_FOLDERS = ("configs/", "examples/", "tests/")
 
 
 def check(words: list[str]) -> None:
     """Raise AssertionError when the program, the verb, an option or a file of ours does not exist.
 
-    `words` starts with mmspeech, or with python -m and the name of a module.
+    `words` starts with mmspeech, with python -m and the name of a module, or with a launcher that is given -m.
     """
+    if words[0] in LAUNCHERS:
+        module = words.index("-m")
+        check(["python", "-m", LAUNCHERS[words[0]], *(word for word in words[1:module] if word != "launch")])
+        words = ["python", *words[module:]]
     program, rest = (words[0], words[1:]) if words[0] != "python" else (words[2], words[3:])
     verb = rest[:1] if program in VERBS else []
     known = set(re.findall(r"--[a-z][a-z-]*", help_text(program, verb)))

@@ -1,23 +1,30 @@
 """Checkpoints of a run: RUN/checkpoints/step_XXXXXXXX is a model directory plus train_state.pt.
 
-A checkpoint is written beside its place and renamed, so a kill at any moment leaves the last good one as it was.
+Both hold whole tensors under parameter names, however many processes trained and whatever each of them kept: a run
+goes on with another number of processes, or another ZeRO stage, from the same files. A checkpoint is written beside its
+place and renamed, so a kill at any moment leaves the last good one as it was.
 """
 
-import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
+from torch import Tensor, nn
 
-from mmspeech.audio.codec import Codec
-from mmspeech.checkpoint import MODEL, check_keys, newest_checkpoint, read_tensors, replacing_directory, write_model
-from mmspeech.config import ConfigError, ModelConfig
+from mmspeech.checkpoint import MODEL, check_keys, newest_checkpoint, read_tensors, replacing_directory, write_parts
+from mmspeech.config import ConfigError
 from train.feed import Position
+from train.machine import is_sharded
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from train.learner import Learner
 
 STATE = "train_state.pt"
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass
@@ -30,91 +37,149 @@ class TrainState:
     bad_steps: int = 0
 
 
-@dataclass
-class Parts:
-    """What a checkpoint is made of."""
-
-    model: Any
-    codec: Codec
-    tokenizer_file: Path
-    config: ModelConfig
-    optimizer: torch.optim.Optimizer
-
-
-def save_checkpoint(run_dir: Path, parts: Parts, state: TrainState, *, trainable: list[str], keep_last: int) -> Path:
-    """Write the checkpoint of `state.step` and remove all but the newest `keep_last`."""
+def save_checkpoint(run_dir: Path, learner: "Learner", state: TrainState, *, keep_last: int) -> Path:
+    """Write the checkpoint of `state.step` and remove all but the newest `keep_last`. Every process must call it; the
+    first one writes."""
     folder = run_dir / "checkpoints" / f"step_{state.step:08d}"
-    saved = {
-        "step": state.step,
-        "minutes": state.minutes,
-        "position": state.position.as_dict(),
-        "bad_steps": state.bad_steps,
-        "optimizer": parts.optimizer.state_dict(),
-        "trainable": trainable,
-        "rng": _rng_state(),
-    }
-    with replacing_directory(folder) as building:
-        write_model(
-            building,
-            model=parts.model,
-            codec=parts.codec,
-            tokenizer_file=parts.tokenizer_file,
-            config=parts.config,
-            card=f"# {parts.config.name}\n\nStep {state.step} of the run `{run_dir.name}`.\n",
-        )
-        torch.save(saved, building / STATE)
-    for old in sorted(folder.parent.glob("step_*"))[:-keep_last]:
-        shutil.rmtree(old)
+    origin, main = learner.origin, learner.accelerator.is_main_process
+    tensors, moments = _whole_weights(learner), _whole_moments(learner)
+    if main:
+        saved = {
+            "step": state.step,
+            "minutes": state.minutes,
+            "position": state.position.as_dict(),
+            "bad_steps": state.bad_steps,
+            "trainable": learner.trainable,
+            "updates": state.step - state.bad_steps,
+            "moments": moments,
+        }
+        with replacing_directory(folder) as building:
+            write_parts(
+                building,
+                tensors=tensors,
+                tower=origin.tower,
+                codec=origin.codec,
+                tokenizer_file=origin.tokenizer_file,
+                config=origin.config,
+                card=f"# {origin.config.name}\n\nStep {state.step} of the run `{run_dir.name}`.\n",
+            )
+            torch.save(saved, building / STATE)
+        for old in sorted(folder.parent.glob("step_*"))[:-keep_last]:
+            shutil.rmtree(old)
+    learner.accelerator.wait_for_everyone()
     return folder
 
 
-def find_checkpoint(run_dir: Path, resume: str) -> Path | None:
+def find_checkpoint(run_dir: Path, resume: str, accelerator: "Accelerator") -> Path | None:
     """The checkpoint to continue from, or None; half-written ones are removed."""
-    for leftover in (run_dir / "checkpoints").glob(".step_*.tmp"):
-        shutil.rmtree(leftover)
+    if accelerator.is_main_process:
+        for leftover in (run_dir / "checkpoints").glob(".step_*.tmp"):
+            shutil.rmtree(leftover)
+    accelerator.wait_for_everyone()
     newest = newest_checkpoint(run_dir)
     if newest is not None and resume == "never":
         raise ConfigError(f"{run_dir}: already holds {newest.name}; choose another run folder or set resume=auto")
     return newest
 
 
-def load_checkpoint(folder: Path, parts: Parts, *, trainable: list[str]) -> TrainState:
-    """Put weights, optimiser and RNG of `folder` in place and return where it stood."""
+def load_weights(folder: Path, learner: "Learner") -> TrainState:
+    """Put the weights of `folder` in place, before anything wraps the model; returns where it stood."""
     saved = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    if saved["trainable"] != trainable:
-        changed = sorted(set(saved["trainable"]) ^ set(trainable))
+    if saved["trainable"] != learner.trainable:
+        before, now = saved["trainable"], learner.trainable
+        changed = sorted(set(before) ^ set(now))
         raise ConfigError(
-            f"{folder}: trained {len(saved['trainable'])} parameters, now {len(trainable)} are to train "
+            f"{folder}: trained {len(before)} parameters, now {len(now)} are to train "
             f"(first difference: {changed[0] if changed else 'their order'}); begin a new run from this checkpoint"
         )
-    own = {name: value for name, value in parts.model.state_dict().items() if not name.startswith("tower.")}
+    own = learner.origin.model.state_dict()
     tensors = read_tensors(folder / MODEL)
     check_keys(own, tensors, source=folder / MODEL)
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(tensors[name])
-    parts.optimizer.load_state_dict(saved["optimizer"])
-    _set_rng_state(saved["rng"])
     return TrainState(saved["step"], saved["minutes"], Position.from_dict(saved["position"]), saved["bad_steps"])
 
 
-def _rng_state() -> dict[str, Any]:
-    name, keys, place, has_gauss, gauss = np.random.get_state()
-    state = {
-        "python": random.getstate(),
-        "numpy": (name, keys.tolist(), place, has_gauss, gauss),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
+def load_moments(folder: Path, learner: "Learner") -> None:
+    """Put the optimiser's state in place. Under DeepSpeed the optimiser must have made a step before, which allots its
+    state, and the trained weights are put in place again: in full precision, and as they were before that step."""
+    saved = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    if not saved["updates"]:
+        return
+    parameters = dict(learner.origin.model.named_parameters())
+    if not is_sharded(learner.accelerator):
+        for name, moments in saved["moments"].items():
+            state = {key: value.to(parameters[name].device) for key, value in moments.items()}
+            learner.optimizer.state[parameters[name]] = state | {"step": torch.tensor(float(saved["updates"]))}
+        return
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    _link_moments(learner)
+    weights = read_tensors(folder / MODEL)
+    for name, moments in saved["moments"].items():
+        parameter = parameters[name]
+        safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
+        for key, value in moments.items():
+            safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+    for state in learner.optimizer.state.values():
+        state["step"] = torch.full_like(torch.as_tensor(state["step"]), float(saved["updates"]))
 
 
-def _set_rng_state(state: dict[str, Any]) -> None:
-    version, values, gauss = state["python"]
-    random.setstate((version, tuple(values), gauss))
-    name, keys, place, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), place, has_gauss, gauss))
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+def _whole_weights(learner: "Learner") -> dict[str, Tensor]:
+    """Every tensor of the model, on the first process; what trains in full precision."""
+    model = learner.origin.model
+    if not is_sharded(learner.accelerator):
+        return model.state_dict()
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    parameters, tensors = dict(model.named_parameters()), {}
+    for name, value in model.state_dict().items():
+        parameter = parameters.get(name)
+        if parameter is None:
+            whole = value
+        elif parameter.requires_grad:
+            whole = safe_get_full_fp32_param(parameter)
+        else:
+            whole = _gathered(parameter)
+        if learner.accelerator.is_main_process:
+            tensors[name] = whole.detach().to("cpu", copy=True)
+    return tensors
+
+
+def _gathered(parameter: nn.Parameter) -> Tensor:
+    if not hasattr(parameter, "ds_id"):
+        return parameter
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters([parameter]):
+        return parameter.detach().clone()
+
+
+def _link_moments(learner: "Learner") -> None:
+    """Let DeepSpeed find the optimiser's state of every parameter.
+
+    ZeRO 1 and 2 (seen in 0.19) look for it once, after the first parameter group's first update; the second group has
+    none yet.
+    """
+    zero = learner.zero_optimizer
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
+
+
+def _whole_moments(learner: "Learner") -> dict[str, dict[str, Tensor]]:
+    """The optimiser's running means by parameter name, on the first process."""
+    parameters = dict(learner.origin.model.named_parameters())
+    if not is_sharded(learner.accelerator):
+        states = {name: learner.optimizer.state.get(parameters[name], {}) for name in learner.trainable}
+        return {name: {key: state[key] for key in MOMENTS} for name, state in states.items() if state}
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    _link_moments(learner)
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name in learner.trainable:
+        whole = {key: safe_get_full_optimizer_state(parameters[name], key) for key in MOMENTS}
+        if learner.accelerator.is_main_process:
+            moments[name] = {key: value.to("cpu", copy=True) for key, value in whole.items()}
+    return moments

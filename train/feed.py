@@ -4,8 +4,9 @@ Calls are drawn in pools. A pool is a deterministic function of the seed, its nu
 before and the source weights at that moment; all four are in the Position that a checkpoint keeps.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Plan:
-    """The draws of one batch, and the position after it."""
+    """The draws of one batch, and the position after it (for one process of several: after all batches of the step)."""
 
     draws: tuple[Draw, ...]
     after: Position | None = None
@@ -136,14 +137,16 @@ class CallBatches(torch.utils.data.Dataset):
         self.sources, self.layout, self.pictures = sources, layout, pictures
 
     def __getitem__(self, plan: Plan) -> Fed:
-        rows = [self._row(draw) for draw in plan.draws]
+        rows, problems = [self._row(draw) for draw in plan.draws], []
         try:
-            return Fed(stack(rows, pictures=self.pictures), plan.after, [])
+            batch = stack(rows, pictures=self.pictures)
         except ConfigError:
             good, problems = self._sift(rows)
             if not good:
                 raise
-            return Fed(stack(good, pictures=self.pictures), plan.after, problems)
+            batch = stack(good, pictures=self.pictures)
+        batch.seed = int(np.random.SeedSequence([*plan.draws[0].seed, 2]).generate_state(1)[0])
+        return Fed(batch, plan.after, problems)
 
     def _row(self, draw: Draw) -> Row:
         shards, source = self.sources[draw.source]
@@ -194,6 +197,14 @@ def build_layout(config: DataConfig, *, tokenizer, stamp, training: bool) -> Lay
         transcribe_delay_frames=config.transcribe_delay_frames,
         augmentation=augmentation,
     )
+
+
+def own_share(plans: Iterator[Plan], *, rank: int, world: int, per_step: int) -> Iterator[Plan]:
+    """The plans of process `rank` of `world`: of every `per_step` batches, each process takes every world-th."""
+    while True:
+        step = list(itertools.islice(plans, per_step))
+        for plan in step[rank::world]:
+            yield replace(plan, after=step[-1].after)
 
 
 def training_loader(dataset: CallBatches, plans: Iterator[Plan], *, workers: int) -> Iterator[Fed]:

@@ -6,13 +6,24 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from train.machine import together
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from mmspeech.types import Batch
 
 
 class MetricsLog:
     """Appends to metrics.jsonl and TensorBoard. After a resume at `step`, later lines of the killed run are removed."""
 
-    def __init__(self, run_dir: Path, *, step: int):
+    def __init__(self, run_dir: Path, *, step: int, writes: bool = True):
+        """`writes` false, for all processes but the first: nothing is written."""
+        self.writes = writes
+        if not writes:
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         self.file = run_dir / "metrics.jsonl"
@@ -22,6 +33,8 @@ class MetricsLog:
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """One line {"kind", "step", ...}; `kind` is train, eval/NAME, samples or event. TensorBoard takes numbers."""
+        if not self.writes:
+            return
         self._lines.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
         self._lines.flush()
         for name, value in values.items():
@@ -29,56 +42,77 @@ class MetricsLog:
                 self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        self._lines.close()
-        self.board.close()
+        if self.writes:
+            self._lines.close()
+            self.board.close()
 
 
 class Mean:
-    """Means of numbers that arrive under names."""
+    """Means of numbers that arrive under names, over all processes."""
 
     def __init__(self):
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
 
-    def add(self, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._sums[name] += value
-            self._counts[name] += 1
+    def add(self, *values: dict[str, float]) -> None:
+        for numbers in values:
+            for name, value in numbers.items():
+                self._sums[name] += value
+                self._counts[name] += 1
 
-    def take(self) -> dict[str, float]:
-        """The means so far; starts over."""
-        means = {name: self._sums[name] / self._counts[name] for name in self._sums}
+    def take(self, accelerator: "Accelerator") -> dict[str, float]:
+        """The means so far; starts over. All processes must call it."""
+        sums: dict[str, float] = defaultdict(float)
+        counts: dict[str, int] = defaultdict(int)
+        for own_sums, own_counts in together(accelerator, (dict(self._sums), dict(self._counts))):
+            for name, value in own_sums.items():
+                sums[name] += value
+                counts[name] += own_counts[name]
         self._sums.clear()
         self._counts.clear()
-        return means
+        return {name: sums[name] / counts[name] for name in sums}
 
 
 class Rate:
-    """Frames per second since the last `take`."""
+    """What the processes work off in a second, and how much of it was padding, since the last `take`."""
 
     def __init__(self):
-        self.frames, self.began_sec = 0, time.monotonic()
+        self.restart()
 
-    def add(self, frames: int) -> None:
-        self.frames += frames
+    def restart(self) -> None:
+        self.frames = self.padded = self.tokens = 0
+        self.began_sec = time.monotonic()
 
-    def take(self) -> float:
-        now_sec = time.monotonic()
-        rate = self.frames / max(1e-9, now_sec - self.began_sec)
-        self.frames, self.began_sec = 0, now_sec
-        return rate
+    def add(self, *batches: "Batch") -> None:
+        for batch in batches:
+            held = int((batch.codes >= 0).any(dim=1).sum())
+            self.frames += held
+            self.padded += batch.codes.shape[0] * batch.codes.shape[2] - held
+            self.tokens += int((batch.codes >= 0).sum())
+
+    def take(self, accelerator: "Accelerator") -> dict[str, float]:
+        """frames_per_sec, tokens_per_sec and padding_share; starts over. All processes must call it."""
+        seconds = max(1e-9, time.monotonic() - self.began_sec)
+        parts = together(accelerator, (self.frames, self.padded, self.tokens))
+        frames, padded, tokens = (sum(part) for part in zip(*parts, strict=True))
+        self.restart()
+        return {
+            "frames_per_sec": frames / seconds,
+            "tokens_per_sec": tokens / seconds,
+            "padding_share": padded / max(1, frames + padded),
+        }
 
 
 class ProgressBar:
     """A rich bar on a terminal; elsewhere one plain line per `note`, so that a log file can be followed."""
 
-    def __init__(self, name: str, *, total: int, done: int):
+    def __init__(self, name: str, *, total: int, done: int, shown: bool = True):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), disable=not sys.stdout.isatty())
+        self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), disable=not (shown and sys.stdout.isatty()))
         self._task = self._bar.add_task(name, total=total, completed=done, note="")
-        self.name = name
+        self.name, self.shown = name, shown
 
     def __enter__(self) -> "ProgressBar":
         self._bar.start()
@@ -92,12 +126,13 @@ class ProgressBar:
 
     def note(self, step: int, text: str) -> None:
         self._bar.update(self._task, note=text)
-        if self._bar.disable:
+        if self._bar.disable and self.shown:
             print(f"{self.name} step {step}: {text}", flush=True)
 
     def line(self, text: str) -> None:
         """A line above the bar."""
-        self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if self.shown:
+            self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _forget_after(file: Path, step: int) -> None:

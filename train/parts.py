@@ -22,9 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Origin:
-    """What a run begins with. `tokenizer_file` is copied into every checkpoint."""
+    """What a run begins with. `tokenizer_file` is copied into every checkpoint.
+
+    The tower stands beside the model (whose own is None): it never trains, so nothing that shards or wraps a model for
+    training has to know it.
+    """
 
     model: VisionSpeechModel
+    tower: "VisionTower | None"
     codec: Codec
     tokenizer: TextTokenizer
     tokenizer_file: Path
@@ -40,7 +45,8 @@ class Objective(nn.Module):
         self.weights = LossWeights(**weights.model_dump())
 
     def forward(self, batch: Batch) -> LossOut:
-        return duplex_loss(self.model, batch, weights=self.weights)
+        generator = None if batch.seed is None else torch.Generator().manual_seed(batch.seed)
+        return duplex_loss(self.model, batch, weights=self.weights, generator=generator)
 
 
 class FeatureCache:
@@ -56,7 +62,7 @@ class FeatureCache:
 
         One picture at a time, so that features do not depend on the company a picture happened to have.
         """
-        if batch.pixels is None or not self.size:
+        if batch.pixels is None:
             return
         found = [self._features(key, batch.pixels[i : i + 1]) for i, key in enumerate(batch.picture_keys)]
         batch.features = torch.cat([features for features, _ in found])
@@ -72,20 +78,25 @@ class FeatureCache:
         return self._known[key]
 
 
-def build_origin(config: TrainConfig) -> Origin:
-    """The model, codec and tokenizer that `config.init` names; fresh weights are seeded by `config.seed`."""
+def build_origin(config: TrainConfig, device: torch.device) -> Origin:
+    """The model, codec and tokenizer that `config.init` names, codec and tower on `device`; fresh weights are seeded by
+    `config.seed`."""
     torch.manual_seed(config.seed)
     init = config.init
     if init.checkpoint is None:
         origin = _fresh(_model_config(init), config.at(init.codec), config.at(init.tokenizer))
     else:
         bundle = load_model(config.at(init.checkpoint))
-        origin = Origin(bundle.model, bundle.codec, bundle.tokenizer, bundle.path / TOKENIZER, bundle.config)
+        tower, bundle.model.tower = bundle.model.tower, None
+        origin = Origin(bundle.model, tower, bundle.codec, bundle.tokenizer, bundle.path / TOKENIZER, bundle.config)
         if init.model is not None:
             _give_adapters(origin, _model_config(init))
     check_streams(origin.config, origin.codec, origin.tokenizer, source="init")
     if init.tower is not None:
         _give_tower(origin, config.at(init.tower))
+    origin.codec.to(device)
+    if origin.tower is not None:
+        origin.tower.to(device)
     return origin
 
 
@@ -107,7 +118,7 @@ def _model_config(init: InitConfig) -> ModelConfig:
 def _fresh(config: ModelConfig, codec_dir: Path, tokenizer_file: Path) -> Origin:
     config = config.model_copy(update={"codec": read_codec_config(codec_dir)})
     tokenizer = TextTokenizer(tokenizer_file)
-    return Origin(VisionSpeechModel(config), load_codec(codec_dir), tokenizer, tokenizer_file, config)
+    return Origin(VisionSpeechModel(config), None, load_codec(codec_dir), tokenizer, tokenizer_file, config)
 
 
 def _give_adapters(origin: Origin, config: ModelConfig) -> None:
@@ -116,10 +127,8 @@ def _give_adapters(origin: Origin, config: ModelConfig) -> None:
     model = VisionSpeechModel(config)
     own, old = model.state_dict(), origin.model.state_dict()
     added = set(model.adapter_names()) - set(old)
-    speech = {name: value for name, value in old.items() if not name.startswith("tower.")}
-    check_keys({name: value for name, value in own.items() if name not in added}, speech, source="init.checkpoint")
-    model.load_state_dict(speech, strict=False)
-    model.tower = origin.model.tower
+    check_keys({name: value for name, value in own.items() if name not in added}, old, source="init.checkpoint")
+    model.load_state_dict(old, strict=False)
     origin.model, origin.config = model, config
 
 
@@ -128,4 +137,4 @@ def _give_tower(origin: Origin, weights: Path) -> None:
         raise ConfigError(f"init.tower is {weights}, but the model's configuration has no vision")
     from mmspeech.vision.encoder import build_tower
 
-    origin.model.tower = build_tower(origin.config.vision, weights)
+    origin.tower = build_tower(origin.config.vision, weights)

@@ -1,145 +1,159 @@
 """The training recipe, from top to bottom. What differs between stages is in the configuration."""
 
-import math
+import itertools
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 
 from mmspeech.checkpoint import codec_hash
 from mmspeech.config import ConfigError
-from mmspeech.data.collate import PictureFormat
+from mmspeech.data.collate import Layout, PictureFormat
 from mmspeech.data.shards import ShardSet
-from train.checkpointing import Parts, TrainState, find_checkpoint, load_checkpoint, save_checkpoint
-from train.feed import CallBatches, Planner, build_layout, open_sources, training_loader, validation_plans
+from train import machine
+from train.checkpointing import TrainState, find_checkpoint, load_moments, load_weights, save_checkpoint
+from train.feed import CallBatches, Planner, build_layout, open_sources, own_share, training_loader, validation_plans
+from train.learner import Learner
 from train.metrics import Mean, MetricsLog, ProgressBar, Rate
-from train.optim import build_optimizer, freeze_all_but, learning_rate, set_learning_rate, trainable_names
-from train.parts import FeatureCache, Objective, Origin, build_origin, to_device
+from train.optim import freeze_all_but, learning_rate, trainable_names
+from train.parts import Origin, build_origin
 from train.samples import write_samples
 from train.settings import TrainConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 SampleHook = Callable[[Origin, ShardSet, Path, int], dict[str, float]]
 """(origin, validation calls, folder, how many) -> numbers to log; called every `sample_every_steps`."""
 
 
 def train(config: TrainConfig, *, sample: SampleHook = write_samples) -> Path:
-    """Run or resume one stage; returns the newest checkpoint's directory. Raises ConfigError before the first step."""
-    from accelerate import Accelerator
+    """Run or resume one stage; returns the newest checkpoint's directory. Raises ConfigError before the first step.
 
-    # 1. The machine
-    torch.set_flush_denormal(True)
-    torch.manual_seed(config.seed)
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
-    run_dir = config.run_dir
-    found = find_checkpoint(run_dir, config.resume)
+    Every process of a launch calls it; all take the same steps, each with its share of the batches.
+    """
+    accelerator = machine.start(config)
+    try:
+        return _train(config, accelerator, sample)
+    finally:
+        machine.finish(accelerator)
 
-    # 2. Model, codec, tokenizer, and what trains
-    origin = build_origin(config)
-    trainable = trainable_names(origin.model, config.trainable)
-    freeze_all_but(origin.model, trainable)
-    origin.codec.to(accelerator.device)
-    objective = Objective(origin.model.to(accelerator.device), config.loss)
-    optimizer = build_optimizer(origin.model, config.optim)
 
-    # 3. Data
-    pictures = _picture_format(origin)
-    stamp = codec_hash(origin.codec)
-    sources = open_sources(config.data.sources, at=config.at, codec_hash=stamp)
-    valid = open_sources(config.data.valid, at=config.at, codec_hash=stamp)
-    codec_stamp = sources[0][0].info.codec
-    layout = build_layout(config.data, tokenizer=origin.tokenizer, stamp=codec_stamp, training=True)
-    dataset = CallBatches(sources, layout=layout, pictures=pictures)
-    features = FeatureCache(origin.model.tower, size=config.data.cached_pictures) if pictures else None
-    evaluation = Evaluation(config, origin, valid, pictures=pictures, features=features, stamp=codec_stamp)
-
-    # 4. Where it stands
-    parts = Parts(origin.model, origin.codec, origin.tokenizer_file, origin.config, optimizer)
-    state = TrainState() if found is None else load_checkpoint(found, parts, trainable=trainable)
-    objective, optimizer = accelerator.prepare(objective, optimizer)
-    _write_description(run_dir, config, origin, trainable)
+def _train(config: TrainConfig, accelerator: "Accelerator", sample: SampleHook) -> Path:
+    # 1. Model, data, and where the run stands
+    run_dir, main = config.run_dir, accelerator.is_main_process
+    found = find_checkpoint(run_dir, config.resume, accelerator)
+    learner, data = set_up(config, accelerator)
+    state = TrainState() if found is None else load_weights(found, learner)
+    learner.wrap()
     clock = Clock(config, state)
-    planner = Planner(sources, config=config.data, seed=config.seed, progress_of=clock.progress_after_batches)
-    feed = training_loader(dataset, planner.plans(state.position), workers=config.data.workers)
-    log = MetricsLog(run_dir, step=state.step)
-    means, rate, bad_in_a_row = Mean(), Rate(), 0
-    saved = found
+    planner = Planner(data.sources, config=config.data, seed=config.seed, progress_of=clock.progress_after_batches)
+    if found is not None:
+        if machine.is_sharded(accelerator):
+            learner.step(itertools.repeat(data.train[next(planner.plans(state.position))]), number=0, rate=0.0)
+        load_moments(found, learner)
 
-    # 5. Steps
-    with ProgressBar(run_dir.name, total=config.max_steps, done=state.step) as bar, StopSignals() as stop:
-        bar.line("trainable:\n" + _listed(origin.model, trainable).rstrip())
-        bar.line(f"{run_dir}: {len(trainable)} trainable tensors, {_count(origin.model):,} numbers; step {state.step}")
-        while state.step < config.max_steps and not clock.time_is_up() and not stop.asked:
-            # 5.1 Learn from `accumulate` batches
-            objective.train()
-            set_learning_rate(optimizer, learning_rate(config.optim, step=state.step, progress=clock.progress()))
-            finite = True
-            for _ in range(config.accumulate):
-                waited = time.monotonic()
-                fed = next(feed)
-                means.add({"wait_sec": time.monotonic() - waited})
-                state.position = fed.after
-                for problem in fed.problems:
-                    bar.line(problem)
-                    log.write("event", state.step, {"skipped_call": problem})
-                batch = to_device(fed.batch, accelerator.device)
-                if features is not None:
-                    features.fill(batch)
-                out = objective(batch)
-                if out.loss.requires_grad:  # not where only the eyes learn and no call of the batch has a picture
-                    accelerator.backward(out.loss / config.accumulate)
-                finite = finite and math.isfinite(out.loss.item())
-                means.add(_numbers(out))
-                rate.add(int((batch.codes[:, 0] >= 0).sum()))
-            norm = float(accelerator.clip_grad_norm_(objective.parameters(), config.optim.max_grad_norm))
-            if finite and math.isfinite(norm):
-                optimizer.step()
-                means.add({"grad_norm": norm})
-                bad_in_a_row = 0
-            else:
-                state.bad_steps, bad_in_a_row = state.bad_steps + 1, bad_in_a_row + 1
-                bar.line(f"step {state.step + 1}: loss or gradient is not finite; skipped ({state.bad_steps} so far)")
-                log.write("event", state.step + 1, {"bad_step": state.bad_steps, "calls": " ".join(batch.ids[:8])})
-                if bad_in_a_row >= config.max_bad_steps:
-                    raise ConfigError(
-                        f"{run_dir}: {bad_in_a_row} steps in a row were not finite; lower the learning rate"
-                    )
-            optimizer.zero_grad(set_to_none=True)
-            state.step += 1
+    # 2. What goes in, and what is told
+    share = {"rank": accelerator.process_index, "world": accelerator.num_processes, "per_step": config.batches_per_step}
+    plans = own_share(planner.plans(state.position), **share)
+    feed = training_loader(data.train, plans, workers=config.data.workers)
+    evaluation = Evaluation(config, learner, data)
+    if main:
+        _write_description(run_dir, config, learner)
+    log, means, rate = MetricsLog(run_dir, step=state.step, writes=main), Mean(), Rate()
+    bad_in_a_row, saved = 0, found
+
+    # 3. Steps
+    with (
+        ProgressBar(run_dir.name, total=config.max_steps, done=state.step, shown=main) as bar,
+        StopSignals() as signals,
+    ):
+        bar.line("trainable:\n" + learner.listing.rstrip())
+        trained = f"{len(learner.trainable)} trainable tensors, {learner.trained_numbers:,} numbers"
+        bar.line(f"{run_dir}: {trained}; step {state.step}")
+        stop = signals.asked
+        while state.step < config.max_steps and not clock.time_is_up() and not stop:
+            # 3.1 Learn
+            now = learning_rate(config.optim, step=state.step, progress=clock.progress())
+            out = learner.step(feed, number=state.step, rate=now)
             clock.tick()
+            stop, state.minutes = machine.agree(accelerator, stop=signals.asked, minutes=state.minutes)
+            state.step, state.position = state.step + 1, out.after
+            means.add(*out.numbers, {"grad_norm": out.norm} if out.finite else {})
+            rate.add(*out.batches)
             bar.advance()
 
-            # 5.2 Tell
-            last = state.step == config.max_steps or clock.time_is_up() or stop.asked
+            # 3.2 Guard
+            for problem in out.problems:
+                bar.line(problem)
+                log.write("event", state.step, {"skipped_call": problem})
+            bad_in_a_row = 0 if out.finite else bad_in_a_row + 1
+            if not out.finite:
+                state.bad_steps += 1
+                bar.line(f"step {state.step}: the gradient is not finite; skipped ({state.bad_steps} so far)")
+                calls = " ".join(call for batch in out.batches for call in batch.ids[:8])
+                log.write("event", state.step, {"bad_step": state.bad_steps, "calls": calls})
+            if bad_in_a_row >= (1 if machine.is_sharded(accelerator) else config.max_bad_steps):
+                raise ConfigError(f"{run_dir}: {bad_in_a_row} steps in a row were not finite; lower the learning rate")
+
+            # 3.3 Tell
+            last = state.step == config.max_steps or clock.time_is_up() or stop
             if state.step % config.log_every_steps == 0 or last:
-                numbers = means.take() | {
-                    "frames_per_sec": rate.take(),
-                    "learning_rate": optimizer.param_groups[0]["lr"],
-                    "minutes": state.minutes,
-                }
+                numbers = means.take(accelerator) | rate.take(accelerator)
+                numbers |= {"learning_rate": now, "minutes": state.minutes}
                 log.write("train", state.step, numbers)
                 bar.note(state.step, _summary(numbers))
             if state.step % config.eval_every_steps == 0 or last:
-                for name, numbers in evaluation.run(objective, accelerator.device).items():
+                for name, numbers in evaluation.run().items():
                     log.write(f"eval/{name}", state.step, numbers)
                     bar.line(f"step {state.step} eval {name}: {_summary(numbers)}")
-                rate.take()
-            if config.sample_every_steps and valid and state.step % config.sample_every_steps == 0:
+                rate.restart()
+            if config.sample_every_steps and data.valid and state.step % config.sample_every_steps == 0:
                 folder = run_dir / "samples" / f"step_{state.step:08d}"
-                log.write("samples", state.step, sample(origin, valid[0][0], folder, config.sample_calls))
-                rate.take()
+                log.write("samples", state.step, sample(learner.origin, data.valid[0][0], folder, config.sample_calls))
+                rate.restart()
 
-            # 5.3 Keep
+            # 3.4 Keep
             if state.step % config.save_every_steps == 0 or last:
-                clock.tick()
-                saved = save_checkpoint(run_dir, parts, state, trainable=trainable, keep_last=config.keep_last)
+                saved = save_checkpoint(run_dir, learner, state, keep_last=config.keep_last)
 
-    # 6. Result
+    # 4. Result
     log.close()
     return saved
+
+
+@dataclass
+class Data:
+    """Calls to train on, the sources and, laid out, `train`; and calls to evaluate on, with how they are laid out."""
+
+    sources: list
+    valid: list
+    train: CallBatches
+    valid_layout: Layout
+    pictures: PictureFormat | None
+
+
+def set_up(config: TrainConfig, accelerator: "Accelerator") -> tuple[Learner, Data]:
+    """Model, codec, tokenizer, what trains, and the calls. Raises ConfigError for what does not fit together."""
+    torch.set_flush_denormal(True)
+    origin = build_origin(config, accelerator.device)
+    trainable = trainable_names(origin.model, config.trainable)
+    freeze_all_but(origin.model, trainable)
+    stamp = codec_hash(origin.codec)
+    sources = open_sources(config.data.sources, at=config.at, codec_hash=stamp)
+    valid = open_sources(config.data.valid, at=config.at, codec_hash=stamp)
+    pictures = _picture_format(origin)
+    layouts = [
+        build_layout(config.data, tokenizer=origin.tokenizer, stamp=sources[0][0].info.codec, training=training)
+        for training in (True, False)
+    ]
+    data = Data(sources, valid, CallBatches(sources, layout=layouts[0], pictures=pictures), layouts[1], pictures)
+    return Learner(accelerator, origin, config, trainable), data
 
 
 class Clock:
@@ -157,39 +171,40 @@ class Clock:
         return self.config.max_minutes is not None and self.state.minutes >= self.config.max_minutes
 
     def progress(self) -> float:
-        return self.progress_after_batches(self.state.step * self.config.accumulate)
+        return self.progress_after_batches(self.state.step * self.config.batches_per_step)
 
     def progress_after_batches(self, batches: int) -> float:
-        by_steps = batches / (self.config.max_steps * self.config.accumulate)
+        by_steps = batches / (self.config.max_steps * self.config.batches_per_step)
         by_time = 0.0 if self.config.max_minutes is None else self.state.minutes / self.config.max_minutes
         return min(1.0, max(by_steps, by_time))
 
 
 class Evaluation:
-    """Loss parts and teacher-forced accuracies on the validation sets; always the same batches."""
+    """Loss parts and teacher-forced accuracies on the validation sets: always the same batches, shared by processes."""
 
-    def __init__(self, config: TrainConfig, origin: Origin, valid: list, *, pictures, features, stamp):
-        layout = build_layout(config.data, tokenizer=origin.tokenizer, stamp=stamp, training=False)
-        self.features = features
+    def __init__(self, config: TrainConfig, learner: Learner, data: Data):
+        self.learner = learner
         self.sets = {}
-        for name, (shards, source) in zip(config.data.valid, valid, strict=True):
-            dataset = CallBatches([(shards, source)], layout=layout, pictures=pictures)
+        for name, (shards, source) in zip(config.data.valid, data.valid, strict=True):
+            dataset = CallBatches([(shards, source)], layout=data.valid_layout, pictures=data.pictures)
             plans = validation_plans(shards, source, config=config.data, batches=config.eval_batches)
             self.sets[name] = dataset, plans
 
     @torch.no_grad()
-    def run(self, objective: torch.nn.Module, device: torch.device) -> dict[str, dict[str, float]]:
+    def run(self) -> dict[str, dict[str, float]]:
         """Means over the batches of each set, by the set's name."""
-        objective.eval()
-        results = {}
+        learner, results = self.learner, {}
+        rank, world = learner.accelerator.process_index, learner.accelerator.num_processes
+        learner.objective.eval()
         for name, (dataset, plans) in self.sets.items():
             means = Mean()
-            for plan in plans:
-                batch = to_device(dataset[plan].batch, device)
-                if self.features is not None:
-                    self.features.fill(batch)
-                means.add(_numbers(objective(batch)))
-            results[name] = means.take()
+            for first in range(0, len(plans), world):
+                # All processes run the model together; one without a batch of its own runs the first again, uncounted.
+                own = plans[first + rank] if first + rank < len(plans) else plans[0]
+                numbers = learner.objective(learner.seen(dataset[own].batch)).numbers()
+                if first + rank < len(plans):
+                    means.add(numbers)
+            results[name] = means.take(learner.accelerator)
         return results
 
 
@@ -213,19 +228,8 @@ class StopSignals:
 
 
 def _picture_format(origin: Origin) -> PictureFormat | None:
-    tower = origin.model.tower
+    tower = origin.tower
     return None if tower is None else PictureFormat(tower.image_size_px, tower.mean, tower.std)
-
-
-def _numbers(out: Any) -> dict[str, float]:
-    """The parts of a LossOut as floats; what a batch had none of is left out."""
-    parts = {"loss": out.loss, "text_loss": out.text_loss, "audio_loss": out.audio_loss, **out.metrics}
-    values = {name: float(value.detach()) for name, value in parts.items()}
-    return {name: value for name, value in values.items() if math.isfinite(value)}
-
-
-def _count(model: torch.nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _summary(numbers: dict[str, float]) -> str:
@@ -234,13 +238,7 @@ def _summary(numbers: dict[str, float]) -> str:
     return "  ".join(f"{name} {numbers[name]:{form}}" for name, form in shown.items() if name in numbers)
 
 
-def _write_description(run_dir: Path, config: TrainConfig, origin: Origin, trainable: list[str]) -> None:
+def _write_description(run_dir: Path, config: TrainConfig, learner: Learner) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    (run_dir / "trainable.txt").write_text(_listed(origin.model, trainable))
-
-
-def _listed(model: torch.nn.Module, names: list[str]) -> str:
-    """A line for each name: the name and its shape."""
-    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    return "".join(f"{name} {shapes[name]}\n" for name in names)
+    (run_dir / "trainable.txt").write_text(learner.listing)

@@ -48,7 +48,7 @@ def answer(origin: "Origin", sample: Sample) -> list[FrameOut]:
 
 
 def _look(origin: "Origin", sample: Sample, device: torch.device) -> VisualContext | None:
-    tower = origin.model.tower
+    tower = origin.tower
     if tower is None or not sample.visuals:
         return None
     from mmspeech.vision.image import load_image, to_pixels

@@ -121,7 +121,9 @@ class TrainConfig(StrictModel):
     `trainable`: names of parameters that learn: `all`, `speech` (the LM without its adapters), `adapters`, or patterns
     such as `lm.depth.*`; `!pattern` takes away. The run ends at `max_steps` or after `max_minutes` of work (counted
     over resumes), whichever is first; the schedule follows the nearer end. `resume`: `auto` continues the run's newest
-    checkpoint, `never` refuses a run directory that has one.
+    checkpoint, `never` refuses a run directory that has one. `batches_per_step`: batches whose gradients one step
+    averages; the processes of a launch share them evenly, so that the same steps are taken by any number of processes.
+    `deepspeed`: a DeepSpeed configuration (configs/deepspeed/), for launches by torchrun or deepspeed.
     """
 
     root: str = "data"
@@ -133,7 +135,8 @@ class TrainConfig(StrictModel):
     loss: LossConfig = LossConfig()
     max_steps: int = Field(gt=0)
     max_minutes: float | None = Field(None, gt=0)
-    accumulate: int = Field(1, gt=0)
+    batches_per_step: int = Field(1, gt=0)
+    deepspeed: str | None = None
     precision: Literal["no", "bf16"] = "bf16"
     device: Literal["auto", "cpu"] = "auto"
     log_every_steps: int = Field(10, gt=0)

@@ -1,5 +1,6 @@
 """The training loss: next text token and next own codes, each a weighted mean in float32."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,12 @@ class LossOut:
     audio_loss: Tensor
     metrics: dict[str, Tensor]
 
+    def numbers(self) -> dict[str, float]:
+        """All of it as floats; what a batch had none of is left out."""
+        parts = {"loss": self.loss, "text_loss": self.text_loss, "audio_loss": self.audio_loss, **self.metrics}
+        values = {name: float(value.detach()) for name, value in parts.items()}
+        return {name: value for name, value in values.items() if math.isfinite(value)}
+
 
 def duplex_loss(
     model: VisionSpeechModel,
@@ -47,7 +54,7 @@ def duplex_loss(
     generator: torch.Generator | None = None,
 ) -> LossOut:
     """Teacher-forced loss of a batch (undelayed frames); `generator` (on the CPU) draws the depth frames."""
-    visual = None if batch.pixels is None else see_batch(model, batch)
+    visual = None if model.projector is None else see_batch(model, batch)
     lm = model.lm
     columns, held = lm.layout.delay(batch.codes)
     out = lm(columns[..., :-1], visual=visual)
@@ -61,7 +68,14 @@ def duplex_loss(
 
 
 def see_batch(model: VisionSpeechModel, batch: Batch) -> VisualContext:
-    """What each row of a batch sees: its pictures side by side; rows without one see nothing."""
+    """What each row of a batch sees: its pictures side by side; rows without one see nothing.
+
+    A batch without any picture gets one token that no frame ever sees, so that every batch runs through the same
+    modules: processes that share their gradients or parameters wait for each other in each of them.
+    """
+    if batch.pixels is None:
+        nothing = torch.zeros(batch.codes.shape[0], 1, model.config.vision.tower_dim, device=batch.codes.device)
+        return model.see(nothing, torch.full(nothing.shape[:2], VisualContext.NEVER, device=nothing.device))
     features, mask = batch.features, batch.features_mask
     if features is None:
         if model.tower is None:

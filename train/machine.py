@@ -1,0 +1,116 @@
+"""The processes of a run: one or many, with or without DeepSpeed. All else asks the Accelerator made here."""
+
+import gc
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmspeech.config import ConfigError, read_mapping
+from train.settings import TrainConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def start(config: TrainConfig) -> "Accelerator":
+    """The Accelerator of this process: torchrun, accelerate launch and deepspeed start several, python one.
+
+    Raises ConfigError when the processes cannot share the batches of a step, when the DeepSpeed configuration
+    contradicts the run's, or when the processes do not find each other.
+    """
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    if config.batches_per_step % world:
+        raise ConfigError(
+            f"batches_per_step {config.batches_per_step} can not be shared by {world} processes; "
+            f"set a multiple of {world}"
+        )
+    accumulate = config.batches_per_step // world
+    decided = {
+        "train_micro_batch_size_per_gpu": 1,  # a batch of ours, however many calls it holds
+        "gradient_accumulation_steps": accumulate,
+        "gradient_clipping": config.optim.max_grad_norm,
+    }
+    plugin = None if config.deepspeed is None else _plugin(Path(config.deepspeed), decided)
+    sharded = plugin is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+    if sharded:
+        _prepare_deepspeed(on_cpu=on_cpu)
+    elif world > 1 and on_cpu:
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        cpu=on_cpu and not sharded,
+        gradient_accumulation_steps=accumulate,
+        deepspeed_plugin=plugin,
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and (world > 1 or sharded) else [],
+    )
+    if accelerator.num_processes != world:
+        raise ConfigError(f"{world} processes were started, but accelerate sees {accelerator.num_processes}")
+    if sharded:
+        accelerator.state.deepspeed_plugin.deepspeed_config.update(decided)
+    return accelerator
+
+
+def is_sharded(accelerator: "Accelerator") -> bool:
+    """Whether DeepSpeed runs the steps."""
+    return accelerator.state.deepspeed_plugin is not None
+
+
+def finish(accelerator: "Accelerator") -> None:
+    """Part from the other processes. The caller holds no model or engine any more: one that outlives its process group
+    aborts the process now and then."""
+    gc.collect()
+    if torch.distributed.is_initialized():
+        accelerator.wait_for_everyone()
+        torch.distributed.destroy_process_group()
+
+
+def agree(accelerator: "Accelerator", *, stop: bool, minutes: float) -> tuple[bool, float]:
+    """What all processes act on: whether any was asked to stop, and the first one's clock."""
+    if accelerator.num_processes == 1:
+        return stop, minutes
+    own = [float(stop), minutes if accelerator.is_main_process else 0.0]
+    total = accelerator.reduce(torch.tensor(own, dtype=torch.float64, device=accelerator.device), reduction="sum")
+    return bool(total[0]), float(total[1])
+
+
+def together(accelerator: "Accelerator", value: Any) -> list[Any]:
+    """The `value` of every process, in their order."""
+    from accelerate.utils import gather_object
+
+    return [value] if accelerator.num_processes == 1 else gather_object([value])
+
+
+def _plugin(path: Path, decided: dict[str, Any]) -> Any:
+    """The DeepSpeed configuration of a file. One that says otherwise than the run is refused."""
+    from accelerate import DeepSpeedPlugin
+
+    settings = read_mapping(path)
+    wrong = [
+        f"{name} is {settings[name]}, but the run's is {value}"
+        for name, value in decided.items()
+        if settings.get(name, "auto") not in ("auto", value)
+    ]
+    wrong += [f"{name!r} is the run's business (optim)" for name in ("optimizer", "scheduler") if name in settings]
+    if wrong:
+        raise ConfigError(f"{path}: {'; '.join(wrong)}; leave it out")
+    return DeepSpeedPlugin(hf_ds_config=settings | decided)
+
+
+def _prepare_deepspeed(*, on_cpu: bool) -> None:
+    """DeepSpeed wants a launcher's variables even for one process; on CPUs it would compile a kernel it can spare."""
+    import deepspeed
+
+    if on_cpu:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in alone.items()})
