@@ -17,6 +17,7 @@ from mmspeech.data.collate import Layout, PictureFormat
 from mmspeech.data.shards import ShardSet
 from train import machine
 from train.checkpointing import TrainState, find_checkpoint, load_moments, load_weights, save_checkpoint
+from train.curves import draw_curves
 from train.feed import CallBatches, Planner, build_layout, open_sources, own_share, training_loader, validation_plans
 from train.learner import Learner
 from train.metrics import Mean, MetricsLog, ProgressBar, Rate
@@ -124,6 +125,8 @@ def _train(config: TrainConfig, accelerator: "Accelerator", sample: SampleHook) 
 
     # 4. Result
     log.close()
+    if main:
+        draw_curves(run_dir)
     return saved
 
 
@@ -144,6 +147,7 @@ def set_up(config: TrainConfig, accelerator: "Accelerator") -> tuple[Learner, Da
     origin = build_origin(config, accelerator.device)
     trainable = trainable_names(origin.model, config.trainable)
     freeze_all_but(origin.model, trainable)
+    origin.model.lm.temporal.transformer.recompute = config.recompute_layers
     stamp = codec_hash(origin.codec)
     sources = open_sources(config.data.sources, at=config.at, codec_hash=stamp)
     valid = open_sources(config.data.valid, at=config.at, codec_hash=stamp)

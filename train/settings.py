@@ -123,7 +123,9 @@ class TrainConfig(StrictModel):
     over resumes), whichever is first; the schedule follows the nearer end. `resume`: `auto` continues the run's newest
     checkpoint, `never` refuses a run directory that has one. `batches_per_step`: batches whose gradients one step
     averages; the processes of a launch share them evenly, so that the same steps are taken by any number of processes.
-    `deepspeed`: a DeepSpeed configuration (configs/deepspeed/), for launches by torchrun or deepspeed.
+    `recompute_layers`: compute each layer of the temporal transformer twice instead of keeping what it made (less
+    memory, a third more time). `deepspeed`: a DeepSpeed configuration (configs/deepspeed/), for launches by torchrun or
+    deepspeed.
     """
 
     root: str = "data"
@@ -137,6 +139,7 @@ class TrainConfig(StrictModel):
     max_minutes: float | None = Field(None, gt=0)
     batches_per_step: int = Field(1, gt=0)
     deepspeed: str | None = None
+    recompute_layers: bool = False
     precision: Literal["no", "bf16"] = "bf16"
     device: Literal["auto", "cpu"] = "auto"
     log_every_steps: int = Field(10, gt=0)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mmspeech.nn.attention import AttentionState, CausalSelfAttention, Steps, offline_steps, streaming_steps
 from mmspeech.nn.layers import FeedForward, LayerScale, build_norm
@@ -54,7 +55,12 @@ class Transformer(nn.Module):
 
     `forward(x)` starts at position 0; with a state it continues in place, for any chunk of at most the state's
     `max_steps` steps, with equal results. No final norm.
+
+    `recompute`: set it to keep only each layer's input for the backward pass and compute the layer again there, which
+    trades a third more time for memory that does not grow with a layer's width.
     """
+
+    recompute = False
 
     def __init__(
         self,
@@ -111,11 +117,18 @@ class Transformer(nn.Module):
         """`between(layer index, x [B, T, D], positions [B or 1, T])` replaces x after each layer's self-attention."""
         num_steps = x.shape[1]
         steps = self.plan(num_steps, state=state, device=x.device)
-        for index, layer in enumerate(self.layers):
-            x = layer.attend(x, steps=steps, state=None if state is None else state.layers[index])
-            if between is not None:
-                x = between(index, x, steps.positions)
-            x = layer.feed(x)
+        for index in range(len(self.layers)):
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(self._layer, index, x, steps, state, between, use_reentrant=False)
+            else:
+                x = self._layer(index, x, steps, state, between)
         if state is not None:
             state.offset.add_(num_steps)
         return x
+
+    def _layer(self, index: int, x: Tensor, steps: Steps, state: TransformerState | None, between) -> Tensor:
+        layer = self.layers[index]
+        x = layer.attend(x, steps=steps, state=None if state is None else state.layers[index])
+        if between is not None:
+            x = between(index, x, steps.positions)
+        return layer.feed(x)

@@ -137,3 +137,17 @@ def test_norm_flavours():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="dim 16 is not a multiple of num_heads 3"):
         make(num_heads=3)
+
+
+def test_recomputed_layers_give_the_same_gradients():
+    model = make()
+    x = torch.randn(2, 9, 16)
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        model(x, between=lambda index, x, positions: x * (1 + index)).square().sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    kept = gradients()
+    model.recompute = True
+    assert all(torch.equal(one, two) for one, two in zip(kept, gradients(), strict=True))

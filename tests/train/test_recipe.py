@@ -184,6 +184,7 @@ def test_samples_are_written(make_config):
     lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert {"train", "samples", "eval/calls"} <= {line["kind"] for line in lines}
     assert any(path.stat().st_size for path in (config.run_dir / "tensorboard").glob("events.*"))
+    assert (config.run_dir / "curves.png").stat().st_size > 5_000
 
 
 def test_a_dry_run_shows_a_step_and_writes_nothing(make_config, capsys):
