@@ -11,6 +11,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m train", description="Train one stage; running it again resumes.")
     parser.add_argument("--config", required=True, help="a file such as configs/train/tiny_lm.yaml")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace those of the file")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # as the deepspeed launcher gives it
     parser.add_argument("--dry-run", action="store_true", help="build everything, learn from one batch, write nothing")
     args = parser.parse_args(argv)
     from train.settings import TrainConfig

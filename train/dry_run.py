@@ -4,6 +4,7 @@ import itertools
 import resource
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -17,6 +18,9 @@ from train.learner import Learner
 from train.recipe import set_up
 from train.settings import TrainConfig
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 SHOWN_FRAMES = 24
 LEAD_FRAMES = 4
 
@@ -27,22 +31,23 @@ def dry_run(config: TrainConfig) -> None:
     Every process of a launch calls it. Raises ConfigError as `train` does.
     """
     accelerator = machine.start(config)
+    _show(config, accelerator)
+    machine.finish(accelerator)
+
+
+def _show(config: TrainConfig, accelerator: "Accelerator") -> None:
     console = Console(quiet=not accelerator.is_main_process)
-    try:
-        learner, data = set_up(config, accelerator)
-        learner.wrap()
-        planner = Planner(data.sources, config=config.data, seed=config.seed, progress_of=lambda _: 0.0)
-        fed = [data.train[plan] for plan in itertools.islice(planner.plans(Position()), config.batches_per_step)]
-        own = fed[accelerator.process_index :: accelerator.num_processes]
-        console.print(f"trainable:\n{learner.listing}", highlight=False, markup=False)
-        console.print(_batch_table(own[0].batch, learner))
-        console.print(_call_table(own[0].batch, learner.origin.tokenizer))
-        began_sec = time.monotonic()
-        out = learner.step(iter(own), number=0, rate=config.optim.learning_rate)
-        console.print(_step_table(out.numbers[0] | {"grad_norm": out.norm}, time.monotonic() - began_sec))
-        del learner
-    finally:
-        machine.finish(accelerator)
+    learner, data = set_up(config, accelerator)
+    learner.wrap()
+    planner = Planner(data.sources, config=config.data, seed=config.seed, progress_of=lambda _: 0.0)
+    fed = [data.train[plan] for plan in itertools.islice(planner.plans(Position()), config.batches_per_step)]
+    own = fed[accelerator.process_index :: accelerator.num_processes]
+    console.print(f"trainable:\n{learner.listing}", highlight=False, markup=False)
+    console.print(_batch_table(own[0].batch, learner))
+    console.print(_call_table(own[0].batch, learner.origin.tokenizer))
+    began_sec = time.monotonic()
+    out = learner.step(iter(own), number=0, rate=config.optim.learning_rate)
+    console.print(_step_table(out.numbers[0] | {"grad_norm": out.norm}, time.monotonic() - began_sec))
 
 
 def _batch_table(batch: Batch, learner: Learner) -> Table:

@@ -39,10 +39,9 @@ def train(config: TrainConfig, *, sample: SampleHook = write_samples) -> Path:
     Every process of a launch calls it; all take the same steps, each with its share of the batches.
     """
     accelerator = machine.start(config)
-    try:
-        return _train(config, accelerator, sample)
-    finally:
-        machine.finish(accelerator)
+    checkpoint = _train(config, accelerator, sample)
+    machine.finish(accelerator)
+    return checkpoint
 
 
 def _train(config: TrainConfig, accelerator: "Accelerator", sample: SampleHook) -> Path:
