@@ -150,7 +150,7 @@ def _whole_weights(learner: "Learner") -> dict[str, Tensor]:
 def _gathered(parameter: nn.Parameter) -> Tensor:
     if not hasattr(parameter, "ds_id"):
         return parameter
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     with GatheredParameters([parameter]):
         return parameter.detach().clone()
