@@ -202,6 +202,8 @@ def _check_expressible(config: ModelConfig) -> None:
     if fusion is not None:
         if fusion.gate_hidden not in (None, lm.temporal.dim // 8):
             problems.append(f"lm.fusion.gate_hidden {fusion.gate_hidden} (theirs is always dim / 8)")
+        if fusion.gate_shift != -4.0:
+            problems.append(f"lm.fusion.gate_shift {fusion.gate_shift} (theirs is always -4)")
         if vision.projector_hidden is not None:
             problems.append("vision.projector_hidden")
         if vision.project != (vision.tower_dim != source_dim(fusion, lm.temporal)):

@@ -176,6 +176,7 @@ def _build_fusion(config: FusionConfig, temporal: TransformerConfig) -> Fusion:
         shared=config.shared,
         gate=config.gate,
         gate_hidden=temporal.dim // 8 if config.gate_hidden is None else config.gate_hidden,
+        gate_shift=config.gate_shift,
         shared_gate=config.shared_gate,
         norm=temporal.norm,
         norm_eps=temporal.norm_eps,

@@ -11,7 +11,6 @@ from mmspeech.nn.layers import build_norm
 from mmspeech.types import VisualContext
 
 GATE_KINDS = ("sigmoid", "tanh", "scalar_sigmoid", "scalar_tanh", "none")
-SIGMOID_SHIFT = -4.0  # a new gate starts almost closed
 
 
 class CrossProjections(nn.Module):
@@ -37,13 +36,16 @@ class CrossProjections(nn.Module):
 
 
 class Gate(nn.Module):
-    """What share of an update [B, T, D] is let through: per channel from the update itself, or one learned number."""
+    """What share of an update [B, T, D] is let through: per channel from the update itself, or one learned number.
 
-    def __init__(self, *, dim: int, kind: str, hidden: int):
+    `shift` is added before a sigmoid; a new gate lets through about sigmoid(shift).
+    """
+
+    def __init__(self, *, dim: int, kind: str, hidden: int, shift: float):
         super().__init__()
         if kind not in GATE_KINDS:
             raise ValueError(f"gate {kind!r}: expected one of {', '.join(GATE_KINDS)}")
-        self.sigmoid = kind.endswith("sigmoid")
+        self.sigmoid, self.shift = kind.endswith("sigmoid"), shift
         self.conditional = not kind.startswith("scalar")
         if self.conditional:
             self.linear_in = nn.Linear(dim, hidden, bias=False)
@@ -53,7 +55,7 @@ class Gate(nn.Module):
 
     def forward(self, update: Tensor) -> Tensor:
         x = self.linear_out(F.relu(self.linear_in(update))) if self.conditional else self.alpha.to(update.dtype)
-        return torch.sigmoid(x + SIGMOID_SHIFT) if self.sigmoid else torch.tanh(x)
+        return torch.sigmoid(x + self.shift) if self.sigmoid else torch.tanh(x)
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Fusion(nn.Module):
         shared: bool = True,
         gate: str = "sigmoid",
         gate_hidden: int,
+        gate_shift: float,
         shared_gate: bool = False,
         norm: str = "rms",
         norm_eps: float = 1e-8,
@@ -104,7 +107,9 @@ class Fusion(nn.Module):
             CrossProjections(dim=dim, num_heads=num_heads, source_dim=source_dim) for _ in range(1 if shared else count)
         )
         num_gates = 0 if gate == "none" else 1 if shared_gate else count
-        self.gates = nn.ModuleList(Gate(dim=dim, kind=gate, hidden=gate_hidden) for _ in range(num_gates))
+        self.gates = nn.ModuleList(
+            Gate(dim=dim, kind=gate, hidden=gate_hidden, shift=gate_shift) for _ in range(num_gates)
+        )
         self.factors = nn.Parameter(torch.ones(count)) if shared and shared_gate else None
 
     def keys_values(self, source: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -11,7 +11,7 @@ NEVER = VisualContext.NEVER
 
 def make(**changes) -> Fusion:
     torch.manual_seed(0)
-    options = {"dim": 16, "num_heads": 2, "layers": (1, 3), "source_dim": 16, "gate_hidden": 4} | changes
+    options = {"dim": 16, "num_heads": 2, "layers": (1, 3), "source_dim": 16, "gate_hidden": 4, "gate_shift": -4.0} | changes
     return Fusion(**options)
 
 
@@ -63,11 +63,12 @@ def test_a_closed_gate_keeps_the_bits():
     assert torch.equal(y, x) and (openness == 0).all()
 
 
-def test_a_new_sigmoid_gate_is_almost_closed():
-    gate = Gate(dim=16, kind="scalar_sigmoid", hidden=4)
-    assert gate(torch.randn(1, 1, 16)).item() == pytest.approx(0.018, abs=1e-3)
+@pytest.mark.parametrize(("shift", "expected"), [(-4.0, 0.018), (2.0, 0.881)])
+def test_the_shift_says_how_open_a_new_sigmoid_gate_is(shift, expected):
+    gate = Gate(dim=16, kind="scalar_sigmoid", hidden=4, shift=shift)
+    assert gate(torch.randn(1, 1, 16)).item() == pytest.approx(expected, abs=1e-3)
     with pytest.raises(ValueError, match="gate 'relu': expected one of sigmoid, tanh"):
-        Gate(dim=16, kind="relu", hidden=4)
+        Gate(dim=16, kind="relu", hidden=4, shift=shift)
 
 
 def test_rows_without_a_picture_report_a_closed_gate():
