@@ -58,8 +58,8 @@ class FusionConfig(StrictModel):
 
     `layers`: indices of layers that look (None: all). `shared`: one set of projections for all of them.
     `gate`: input-dependent (`sigmoid`, `tanh`), one number per layer (`scalar_*`) or `none`.
-    `gate_shift`: a sigmoid gate is sigmoid(x + gate_shift). At -4 a new gate is almost closed, which spares a large speech
-    model from untrained adapters, and opens slowly; above 0 it begins open, and a small model learns to see much sooner.
+    `gate_shift`: a sigmoid gate is sigmoid(x + gate_shift). At -4 a new gate is almost closed, which spares a large
+    speech model from untrained adapters; above 0 it begins open, and a small model learns to see much sooner.
     `source_dim`: width of the visual tokens the projections read (None: the model's width, one fused matrix in files).
     `shared_gate`: one gate for all layers, times a per-layer scalar.
     """

@@ -11,8 +11,8 @@ NEVER = VisualContext.NEVER
 
 def make(**changes) -> Fusion:
     torch.manual_seed(0)
-    options = {"dim": 16, "num_heads": 2, "layers": (1, 3), "source_dim": 16, "gate_hidden": 4, "gate_shift": -4.0} | changes
-    return Fusion(**options)
+    options = {"dim": 16, "num_heads": 2, "layers": (1, 3), "source_dim": 16}
+    return Fusion(**options | {"gate_hidden": 4, "gate_shift": -4.0} | changes)
 
 
 def context(fusion: Fusion, onset: torch.Tensor, width: int = 16) -> VisualContext:
