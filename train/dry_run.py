@@ -45,9 +45,36 @@ def _show(config: TrainConfig, accelerator: "Accelerator") -> None:
     console.print(f"trainable:\n{learner.listing}", highlight=False, markup=False)
     console.print(_batch_table(own[0].batch, learner))
     console.print(_call_table(own[0].batch, learner.origin.tokenizer))
-    began_sec = time.monotonic()
+    began_sec, gathered = time.monotonic(), Gathered(learner.origin.model)
     out = learner.step(iter(own), number=0, rate=config.optim.learning_rate)
-    console.print(_step_table(out.numbers[0] | {"grad_norm": out.norm}, time.monotonic() - began_sec))
+    numbers = out.numbers[0] | {"grad_norm": out.norm} | gathered.numbers()
+    console.print(_step_table(numbers, time.monotonic() - began_sec))
+
+
+class Gathered:
+    """What ZeRO-3 keeps in a process, in parameters: its own share, and how many are whole at once in a forward."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.parameters = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
+        self.most = 0
+        if self.parameters:
+            for module in model.modules():
+                # DeepSpeed's own hook, which gathers, came before.
+                module.register_forward_pre_hook(self._look)
+
+    def _look(self, module: torch.nn.Module, args: tuple) -> None:
+        whole = sum(p.ds_numel for p in self.parameters if p.ds_status.name == "AVAILABLE")
+        self.most = max(self.most, whole)
+
+    def numbers(self) -> dict[str, float]:
+        """Nothing where parameters are not split."""
+        if not self.parameters:
+            return {}
+        return {
+            "parameters": sum(p.ds_numel for p in self.parameters),
+            "parameters of this process": sum(p.ds_tensor.numel() for p in self.parameters),
+            "parameters whole at once": self.most,
+        }
 
 
 def _batch_table(batch: Batch, learner: Learner) -> Table:
@@ -83,7 +110,7 @@ def _call_table(batch: Batch, tokenizer: TextTokenizer) -> Table:
 def _step_table(numbers: dict[str, float], seconds: float) -> Table:
     table = Table("one step", "", title="learning")
     for name, value in numbers.items():
-        table.add_row(name, f"{value:.4g}")
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
     table.add_row("seconds", f"{seconds:.2f}")
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()

@@ -15,7 +15,7 @@ import torch
 
 from mmspeech.config import ConfigError
 from mmspeech.data.collate import Augmentation, Layout, PictureFormat, Row, stack
-from mmspeech.data.shards import ShardSet
+from mmspeech.data.shards import HUB, ShardSet, fetch_set
 from mmspeech.types import Batch
 from train.settings import DataConfig, SourceConfig
 
@@ -172,7 +172,8 @@ def open_sources(sources: dict[str, SourceConfig], *, at: Callable[[str], Path],
     opened, problems = [], []
     for name, source in sources.items():
         try:
-            opened.append((ShardSet(at(source.path), codec_hash=codec_hash), source))
+            path = fetch_set(source.path) if source.path.startswith(HUB) else at(source.path)
+            opened.append((ShardSet(path, codec_hash=codec_hash), source))
         except ConfigError as error:
             problems.append(f"data source {name!r}: {error}")
     if problems:

@@ -20,6 +20,7 @@ from mmspeech.types import Sample, Visual, Word
 
 SCHEMA_VERSION = 1
 SIDECAR = "shards.json"
+HUB = "hub:"
 
 
 class ShardError(ConfigError):
@@ -179,6 +180,27 @@ def read_info(path: str | Path) -> ShardSetInfo:
     if missing:
         raise ShardError(f"{path}: {len(missing)} files of the set are missing (first: {missing[0]}); copy it again")
     return info
+
+
+def fetch_set(hub_path: str) -> Path:
+    """The local copy of a shard set on the hub: `hub:OWNER/NAME[/FOLDER]`, a dataset repository or a folder of one.
+
+    What was fetched before is not fetched again. Raises ShardError.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    owner, _, rest = hub_path.removeprefix(HUB).partition("/")
+    name, _, folder = rest.partition("/")
+    if not owner or not name:
+        raise ShardError(f"{hub_path}: expected {HUB}OWNER/NAME or {HUB}OWNER/NAME/FOLDER")
+    wanted = f"{folder}/*" if folder else None
+    try:
+        copy = snapshot_download(f"{owner}/{name}", repo_type="dataset", allow_patterns=wanted)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ShardError(f"{hub_path}: not to be had from the hub ({reason})") from error
+    return Path(copy) / folder
 
 
 def write_shards(path: str | Path, samples: Iterable[Sample], *, codec: CodecStamp) -> ShardSetInfo:

@@ -1,6 +1,8 @@
 """Several processes, really launched: they take the steps one would, and go on from each other's checkpoints."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -83,6 +85,31 @@ def test_two_processes_take_the_steps_of_one_and_one_goes_on_from_theirs(
     before, after = (load_file(folder / MODEL) for folder in (small_checkpoint, whole))
     still = [name for name in before if name.startswith("lm.temporal.transformer.")]
     assert still and all(torch.equal(before[name], after[name]) for name in still)
+
+
+@pytest.mark.slow
+def test_zero3_holds_its_share_and_one_layer(make_config, small_checkpoint, tmp_path):
+    """With nothing fetched ahead or kept: what a process holds beside its share is one layer at a time."""
+    strict = tmp_path / "zero3.json"
+    now = {
+        "max_live_parameters": 0,
+        "max_reuse_distance": 0,
+        "prefetch_bucket_size": 0,
+        "param_persistence_threshold": 0,
+    }
+    settings = {"stage": 3} | {f"stage3_{name}": value for name, value in now.items()}
+    strict.write_text(json.dumps({"zero_optimization": settings}))
+    run = command(make_config(batches_per_step=2, precision="no"), "ddp", tmp_path)
+    run += [f"deepspeed={strict}", "--dry-run"]
+    done = subprocess.run(run, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    held = {name: int(n.replace(",", "")) for name, n in re.findall(r"(parameters[a-z ]*?) *│ *([\d,]+)", done.stdout)}
+    assert held.keys() == {"parameters", "parameters of this process", "parameters whole at once"}
+    model = load_model(small_checkpoint).model
+    assert held["parameters"] == sum(p.numel() for name, p in model.named_parameters() if "tower." not in name)
+    assert held["parameters of this process"] <= held["parameters"] / 2 + len(list(model.parameters()))
+    layers = [*model.lm.temporal.transformer.layers, *model.lm.depth.children(), *model.lm.temporal.children()]
+    assert held["parameters whole at once"] <= max(sum(p.numel() for p in layer.parameters()) for layer in layers)
 
 
 def test_a_killed_launch_goes_on(make_config, tmp_path):
