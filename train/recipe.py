@@ -15,13 +15,14 @@ from mmspeech.checkpoint import codec_hash
 from mmspeech.config import ConfigError
 from mmspeech.data.collate import Layout, PictureFormat
 from mmspeech.data.shards import ShardSet
+from mmspeech.lm.trainable import trainable_names
 from train import machine
 from train.checkpointing import TrainState, find_checkpoint, load_moments, load_weights, save_checkpoint
 from train.curves import draw_curves
 from train.feed import CallBatches, Planner, build_layout, open_sources, own_share, training_loader, validation_plans
 from train.learner import Learner
 from train.metrics import Mean, MetricsLog, ProgressBar, Rate
-from train.optim import freeze_all_but, learning_rate, trainable_names
+from train.optim import freeze_all_but, learning_rate
 from train.parts import Origin, build_origin
 from train.samples import write_samples
 from train.settings import TrainConfig
