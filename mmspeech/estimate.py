@@ -171,8 +171,10 @@ def process_memory(plan: Plan, sizes: Sizes, sharing: Sharing, footprint: Footpr
 
 def cache_bytes(plan: Plan) -> int:
     """What remembered pictures take when the cache is full."""
-    return 0 if plan.model.vision is None else (
-        FULL * plan.cached_pictures * plan.visual_tokens * plan.model.vision.tower_dim
+    return (
+        0
+        if plan.model.vision is None
+        else (FULL * plan.cached_pictures * plan.visual_tokens * plan.model.vision.tower_dim)
     )
 
 
@@ -198,7 +200,8 @@ def warnings(plan: Plan, *, processes: int, totals: dict[str, float], usable: fl
     if plan.batches_per_step % processes:
         better = ceil(plan.batches_per_step / processes) * processes
         found.append(
-            f"batches_per_step {plan.batches_per_step} cannot be shared by {processes} GPUs; set batches_per_step={better}"
+            f"batches_per_step {plan.batches_per_step} cannot be shared by {processes} GPUs; "
+            f"set batches_per_step={better}"
         )
     fitting = [name for name, total in totals.items() if total <= usable]
     if not fitting:
@@ -215,8 +218,8 @@ def warnings(plan: Plan, *, processes: int, totals: dict[str, float], usable: fl
         )
     if plan.max_frames > plan.frames_per_batch:
         found.append(f"data.max_frames {plan.max_frames} is more than data.batch_frames {plan.frames_per_batch}")
-    if plan.max_frames > plan.model.lm.temporal.context:
-        found.append(f"calls of {plan.max_frames} frames are longer than the {plan.model.lm.temporal.context} the model sees")
+    if plan.max_frames > (context := plan.model.lm.temporal.context):
+        found.append(f"calls of {plan.max_frames} frames are longer than the {context} the model looks back")
     if cache_bytes(plan) > 0.05 * usable:
         found.append(
             f"{plan.cached_pictures} remembered pictures take {cache_bytes(plan) / 1e9:.1f} GB when all are there; "

@@ -99,7 +99,8 @@ def run_estimate(options: EstimateOptions) -> None:
         mark = " (as configured)" if recompute == plan.recompute else ""
         console.print(_table(f"GB per process, recompute_layers: {str(recompute).lower()}{mark}", by_name, usable))
     flops = step_flops(plan) / plan.batches_per_step
-    console.print(f"operations of a batch: {flops / 1e12:.1f} T, {flops / (work.rows * work.steps) / 1e9:.1f} G a frame")
+    per_frame = flops / (work.rows * work.steps)
+    console.print(f"operations of a batch: {flops / 1e12:.3g} T, {per_frame / 1e9:.3g} G a frame", highlight=False)
     if rate is None:
         console.print("time: not known; give --gpu or --peak-tflops, or --run with the log of an earlier run")
     else:
