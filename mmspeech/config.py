@@ -247,10 +247,15 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 def load_config(cls: type[ConfigT], path: str | Path, overrides: list[str] | None = None) -> ConfigT:
     """Read a YAML or JSON file into `cls`, after dotted `key.sub=value` overrides (values are YAML).
 
-    Raises ConfigError naming the file and every problem in it.
+    Raises ConfigError naming the file and every problem in it and in the overrides.
     """
-    path = Path(path)
-    return parse_config(cls, apply_overrides(read_mapping(path), overrides or []), source=str(path))
+    path, problems = Path(path), Problems()
+    data = read_mapping(path)
+    _override_all(data, overrides or [], problems)
+    with problems.noted():
+        config = parse_config(cls, data, source=str(path))
+    problems.tell()
+    return config
 
 
 class _DuplicateKeyError(ValueError):
@@ -302,11 +307,15 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
     """A copy of `data` with each `a.b=value` set; intermediate mappings are created. All that is wrong is told at
     once."""
     data, problems = json.loads(json.dumps(data)), Problems()
+    _override_all(data, overrides, problems)
+    problems.tell()
+    return data
+
+
+def _override_all(data: dict[str, Any], overrides: list[str], problems: Problems) -> None:
     for item in overrides:
         with problems.noted(f"override {item!r}: "):
             _override(data, item)
-    problems.tell()
-    return data
 
 
 def _override(data: dict[str, Any], item: str) -> None:
