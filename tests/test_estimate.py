@@ -41,7 +41,7 @@ def test_defaults_are_those_of_training():
     for needs, whole in ((TrainNeeds, TrainConfig), (TrainNeeds.model_fields["data"].annotation, DataConfig),
                          (TrainNeeds.model_fields["loss"].annotation, LossConfig)):  # fmt: skip
         for name, field in needs.model_fields.items():
-            if name not in ("init", "data", "loss") and not field.is_required():
+            if name not in ("init", "data", "loss", "lora") and not field.is_required():
                 assert whole.model_fields[name].default == field.default, name
 
 
@@ -91,6 +91,7 @@ def test_the_command_prints_memory_and_time_from_a_log(tmp_path):
     ("args", "message"),
     [
         (("--gpu", "Card 9"), "its peak is not known here"),
+        (("lora={rank: 8}",), "its pairs are not counted"),
         (("--run", "."), "no metrics.jsonl here"),
         (("trainable=[adaptors]",), "did you mean 'adapters'?"),
         (("init.model=null", "root=/nowhere"), "no checkpoint here yet"),

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
@@ -58,6 +58,7 @@ class TrainNeeds(_Needed):
     root: str = "data"
     init: InitNeeds
     trainable: list[str]
+    lora: dict[str, Any] | None = None
     data: DataNeeds = DataNeeds()
     loss: LossNeeds = LossNeeds()
     batches_per_step: int = Field(1, gt=0)
@@ -116,7 +117,9 @@ def run_estimate(options: EstimateOptions) -> None:
 
 
 def make_plan(needs: TrainNeeds) -> Plan:
-    """The run of a training configuration. Raises ConfigError when its model is not to be found."""
+    """The run of a training configuration. Raises ConfigError when its model is not to be found, or learns by LoRA."""
+    if needs.lora is not None:
+        raise ConfigError("lora: its pairs are not counted; set lora=null and trainable=[adapters] for a lower bound")
     model = _model_config(needs)
     return Plan(
         model=model,
