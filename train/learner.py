@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from train.feed import Fed, Position
+from train.lora import gather_together
 from train.machine import is_sharded
 from train.optim import build_optimizer, set_learning_rate
 from train.parts import FeatureCache, Objective, Origin, to_device
@@ -51,6 +52,8 @@ class Learner:
 
     def wrap(self) -> None:
         """Hand model and optimiser to accelerate; the weights must be in place."""
+        if self.origin.lora is not None and is_sharded(self.accelerator):
+            gather_together(self.origin.model)
         self.objective, self._wrapped = self.accelerator.prepare(self.objective, self.optimizer)
 
     @property

@@ -18,11 +18,12 @@ from train.settings import InitConfig, LossConfig, TrainConfig
 
 if TYPE_CHECKING:
     from mmspeech.vision.encoder import VisionTower
+    from train.lora import Lora
 
 
 @dataclass
 class Origin:
-    """What a run begins with. `tokenizer_file` is copied into every checkpoint.
+    """What a run begins with. `tokenizer_file` is copied into every checkpoint; `lora`: what was added to the model.
 
     The tower stands beside the model (whose own is None): it never trains, so nothing that shards or wraps a model for
     training has to know it.
@@ -34,6 +35,7 @@ class Origin:
     tokenizer: TextTokenizer
     tokenizer_file: Path
     config: ModelConfig
+    lora: "Lora | None" = None
 
 
 class Objective(nn.Module):

@@ -20,6 +20,7 @@ from train.checkpointing import TrainState, find_checkpoint, load_moments, load_
 from train.curves import draw_curves
 from train.feed import CallBatches, Planner, build_layout, open_sources, own_share, training_loader, validation_plans
 from train.learner import Learner
+from train.lora import add_lora
 from train.metrics import Mean, MetricsLog, ProgressBar, Rate
 from train.optim import freeze_all_but, learning_rate, trainable_names
 from train.parts import Origin, build_origin
@@ -144,7 +145,10 @@ def set_up(config: TrainConfig, accelerator: "Accelerator") -> tuple[Learner, Da
     """Model, codec, tokenizer, what trains, and the calls. Raises ConfigError for what does not fit together."""
     torch.set_flush_denormal(True)
     origin = build_origin(config, accelerator.device)
-    trainable = trainable_names(origin.model, config.trainable)
+    trainable = trainable_names(origin.model, config.trainable) if config.trainable else []
+    if config.lora is not None:
+        origin.lora = add_lora(origin.model, config.lora, seed=config.seed)
+        trainable = origin.lora.trainable(origin.model, trainable)
     freeze_all_but(origin.model, trainable)
     origin.model.lm.temporal.transformer.recompute = config.recompute_layers
     stamp = codec_hash(origin.codec)
