@@ -1,4 +1,4 @@
-"""LoRA: beside matrices of the speech LM stand pairs of small ones, which learn in their place. peft makes and runs them.
+"""LoRA: beside matrices of the speech LM stand pairs of small ones, which learn in their place. peft runs them.
 
 While a run lasts, a wrapped `X.weight` is called `X.base_layer.weight` and stays as it was; `X.lora_A.default.weight`
 and `X.lora_B.default.weight` learn. A checkpoint's model.safetensors holds the sum under the usual name, so that it is
@@ -75,12 +75,9 @@ class Lora:
         pairs = read_tensors(folder / LORA)
         with safe_open(str(folder / LORA), framework="pt") as opened:
             said = opened.metadata()
-        for key in ("rank", "alpha"):
-            value = getattr(self.settings, key)
-            if said[key] != str(value):
-                raise ConfigError(
-                    f"{folder / LORA}: lora.{key} was {said[key]}, now {value}; begin a new run from here"
-                )
+        for key, now in (("rank", self.settings.rank), ("alpha", self.settings.alpha)):
+            if said[key] != str(now):
+                raise ConfigError(f"{folder / LORA}: lora.{key} was {said[key]}, now {now}; begin a new run from here")
         if said["base"] != self.base:
             raise ConfigError(
                 f"{folder / LORA}: learnt beside other weights than init gives now (sha256 {said['base'][:12]}, now "
@@ -121,8 +118,9 @@ def wrapped_names(model: VisionSpeechModel, settings: LoraSettings) -> list[str]
         found = able.keys() & matched
         if not found:
             parts = ", ".join(sorted({".".join(name.split(".")[:3]) for name in able}))
+            named = matched[0] + (f" and {len(matched) - 1} more" if len(matched) > 1 else "")
             raise ConfigError(
-                f"lora.targets: {pattern!r} is {matched[0]}{' ...' if len(matched) > 1 else ''}, which LoRA can not wrap; "
+                f"lora.targets: {pattern!r} is {named}, which LoRA can not wrap; "
                 f"it wraps matrices of {parts}; what is not among them learns by `trainable`"
             )
         chosen = chosen - found if pattern.startswith("!") else chosen | found
@@ -150,12 +148,8 @@ def gather_together(model: nn.Module) -> None:
 def _able(model: VisionSpeechModel) -> dict[str, nn.Module]:
     """The modules of the speech LM that peft can wrap, by the name of their matrix. The vision adapters learn whole."""
     adapters = set(model.adapter_names())
-    found = {
-        f"{name}.weight": module
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, StepLinear))
-    }
-    return {name: module for name, module in found.items() if name not in adapters}
+    linear = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | StepLinear))
+    return {f"{name}.weight": module for name, module in linear if f"{name}.weight" not in adapters}
 
 
 def _inject(model: VisionSpeechModel, settings: LoraSettings, matrices: list[str]) -> None:

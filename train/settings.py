@@ -109,8 +109,8 @@ class OptimConfig(StrictModel):
 class LoraSettings(StrictModel):
     """Pairs of small matrices that learn in the place of large ones (see train.lora), which stay as they are.
 
-    `targets`: patterns as in `TrainConfig.trainable`; of what they name, the linear layers of the speech LM are wrapped.
-    What a pair adds is `alpha / rank` times its product. `dropout` only for targets outside the depth transformer.
+    `targets`: patterns as in `TrainConfig.trainable`; of what they name, the speech LM's linear layers are wrapped. What
+    a pair adds is `alpha / rank` times its product. `dropout` only for targets outside the depth transformer.
     """
 
     rank: int = Field(16, gt=0)
