@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmspeech.audio.codec import Codec
-from mmspeech.checkpoint import TOKENIZER, check_keys, check_streams, load_codec, load_model, read_codec_config
+from mmspeech.checkpoint import HUB_ID, TOKENIZER, check_keys, check_streams, load_codec, load_model, read_codec_config
 from mmspeech.config import ConfigError, ModelConfig, load_config
 from mmspeech.lm.loss import LossOut, LossWeights, duplex_loss
 from mmspeech.lm.model import VisionSpeechModel
@@ -88,7 +88,7 @@ def build_origin(config: TrainConfig, device: torch.device) -> Origin:
     if init.checkpoint is None:
         origin = _fresh(_model_config(init), config.at(init.codec), config.at(init.tokenizer))
     else:
-        bundle = load_model(config.at(init.checkpoint))
+        bundle = load_model(_begun_from(config))
         tower, bundle.model.tower = bundle.model.tower, None
         origin = Origin(bundle.model, tower, bundle.codec, bundle.tokenizer, bundle.path / TOKENIZER, bundle.config)
         if init.model is not None:
@@ -108,6 +108,17 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         if isinstance(value, Tensor):
             setattr(batch, name, value.to(device, non_blocking=True))
     return batch
+
+
+def _begun_from(config: TrainConfig) -> Path | str | None:
+    """What `init.checkpoint` means to `load_model`."""
+    name = config.init.checkpoint
+    path = config.at(name)
+    if path.exists():
+        return path
+    if name == "embedded":
+        return None
+    return name if HUB_ID.fullmatch(name) else path
 
 
 def _model_config(init: InitConfig) -> ModelConfig:

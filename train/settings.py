@@ -63,7 +63,7 @@ class DataConfig(StrictModel):
 class InitConfig(StrictModel):
     """Where a run begins.
 
-    `checkpoint` (a checkpoint or run directory) alone: its model goes on. `model` (a configuration file) alone: fresh
+    `checkpoint` (a checkpoint or run directory, a hub id, or `embedded`: mmspeech-tiny) alone: its model goes on. `model` (a configuration file) alone: fresh
     weights, with `codec` (directory) and `tokenizer` (file). Both: the configuration's model with the checkpoint's
     weights, codec and tokenizer; only vision adapters may be new. `blind` leaves the eyes of `model` out. `tower` (a
     directory with tower.safetensors) gives the tower's weights; None: the checkpoint's, or the published ones.
@@ -109,8 +109,8 @@ class OptimConfig(StrictModel):
 class LoraSettings(StrictModel):
     """Pairs of small matrices that learn in the place of large ones (see train.lora), which stay as they are.
 
-    `targets`: patterns as in `TrainConfig.trainable`; of what they name, the speech LM's linear layers are wrapped. What
-    a pair adds is `alpha / rank` times its product. `dropout` only for targets outside the depth transformer.
+    `targets`: patterns as in `TrainConfig.trainable`; the speech LM's linear layers among what they name are wrapped.
+    What a pair adds is `alpha / rank` times its product. `dropout` only for targets outside the depth transformer.
     """
 
     rank: int = Field(16, gt=0)
