@@ -63,10 +63,11 @@ class DataConfig(StrictModel):
 class InitConfig(StrictModel):
     """Where a run begins.
 
-    `checkpoint` (a checkpoint or run directory, a hub id, or `embedded`: mmspeech-tiny) alone: its model goes on. `model` (a configuration file) alone: fresh
-    weights, with `codec` (directory) and `tokenizer` (file). Both: the configuration's model with the checkpoint's
-    weights, codec and tokenizer; only vision adapters may be new. `blind` leaves the eyes of `model` out. `tower` (a
-    directory with tower.safetensors) gives the tower's weights; None: the checkpoint's, or the published ones.
+    `checkpoint` (a checkpoint or run directory, a hub id, or `embedded`: mmspeech-tiny) alone: its model goes on.
+    `model` (a configuration file) alone: fresh weights, with `codec` (directory) and `tokenizer` (file). Both: the
+    configuration's model with the checkpoint's weights, codec and tokenizer; only vision adapters may be new. `blind`
+    leaves the eyes of `model` out. `tower` (a directory with tower.safetensors) gives the tower's weights; None: the
+    checkpoint's, or the published ones.
     """
 
     checkpoint: str | None = None
