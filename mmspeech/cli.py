@@ -1,4 +1,4 @@
-"""The command line: `mmspeech talk | info | doctor | convert | verify | bench | config | estimate`.
+"""The command line: `mmspeech talk | info | doctor | merge | convert | verify | bench | config | estimate`.
 
 Only options stand here. What a command does is in mmspeech/commands/, imported when it is called: help is quick.
 """
@@ -85,6 +85,28 @@ def doctor() -> None:
         from mmspeech.commands.doctor import run_doctor
 
         raise typer.Exit(run_doctor())
+
+
+@app.command()
+def merge(
+    run: Annotated[str, typer.Argument(help="Run directory, one of its checkpoints, or any checkpoint.")],
+    out: Annotated[Path, typer.Argument(help="New directory to write.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="a.b=value for the model's configuration.")] = None,
+    adapters_only: Annotated[bool, typer.Option("--adapters-only", help="Only the vision adapters.")] = False,
+    dtype: Annotated[str, typer.Option(help="Stored precision: fp16, bf16, fp32.")] = "fp32",
+    card: Annotated[Path | None, typer.Option(help="The README.md to write (default: one made from the run).")] = None,
+    push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to the hub, too.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="A new repository on the hub is not public.")] = False,
+) -> None:
+    """Make of a training run a model directory that needs nothing else, with a card; LoRA becomes plain weights."""
+    with _reported():
+        from mmspeech.commands.merge import MergeOptions, run_merge
+
+        options = MergeOptions(
+            run=run, out=out, overrides=overrides or [], adapters_only=adapters_only, dtype=dtype, card=card,
+            push=push, private=private,
+        )  # fmt: skip
+        run_merge(options)
 
 
 @app.command()

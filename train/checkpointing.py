@@ -58,6 +58,9 @@ def save_checkpoint(run_dir: Path, learner: "Learner", state: TrainState, *, kee
             "moments": moments,
         }
         with replacing_directory(folder) as building:
+            if origin.lora is not None:
+                origin.lora.write(building, tensors)
+                tensors = origin.lora.merged(tensors)
             write_parts(
                 building,
                 tensors=tensors,
@@ -96,8 +99,9 @@ def load_weights(folder: Path, learner: "Learner") -> TrainState:
             f"{folder}: trained {len(before)} parameters, now {len(now)} are to train "
             f"(first difference: {changed[0] if changed else 'their order'}); begin a new run from this checkpoint"
         )
-    own = learner.origin.model.state_dict()
-    tensors = read_tensors(folder / MODEL)
+    tensors, lora = _stored_weights(folder, learner), learner.origin.lora
+    brought = set() if lora is None else lora.frozen()
+    own = {name: value for name, value in learner.origin.model.state_dict().items() if name not in brought}
     check_keys(own, tensors, source=folder / MODEL)
     with torch.no_grad():
         for name, value in own.items():
@@ -125,7 +129,7 @@ def load_moments(folder: Path, learner: "Learner") -> None:
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     _link_moments(learner)
-    weights = read_tensors(folder / MODEL)
+    weights = _stored_weights(folder, learner)
     for name, moments in saved["moments"].items():
         parameter = parameters[name]
         safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
@@ -154,6 +158,11 @@ def _whole_weights(learner: "Learner") -> dict[str, Tensor]:
         if learner.accelerator.is_main_process:
             tensors[name] = whole.detach().to("cpu", copy=True)
     return tensors
+
+
+def _stored_weights(folder: Path, learner: "Learner") -> dict[str, Tensor]:
+    lora = learner.origin.lora
+    return read_tensors(folder / MODEL) if lora is None else lora.read(folder)
 
 
 def _gathered(parameter: nn.Parameter) -> Tensor:

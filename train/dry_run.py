@@ -4,6 +4,7 @@ import itertools
 import time
 from typing import TYPE_CHECKING
 
+import torch
 from rich.console import Console
 from rich.table import Table
 

@@ -11,6 +11,7 @@ import torch
 from mmspeech.flops import ModelFlops, Work
 from train.feed import Fed, Position
 from train.guards import SpikeGuard, memory_explained
+from train.lora import gather_together
 from train.machine import is_sharded
 from train.optim import build_optimizer, set_learning_rate
 from train.parts import FeatureCache, Objective, Origin, to_device
@@ -58,6 +59,8 @@ class Learner:
 
     def wrap(self) -> None:
         """Hand model and optimiser to accelerate; the weights must be in place."""
+        if self.origin.lora is not None and is_sharded(self.accelerator):
+            gather_together(self.origin.model)
         self.objective, self._wrapped = self.accelerator.prepare(self.objective, self.optimizer)
 
     @property

@@ -23,6 +23,7 @@ from train.curves import draw_curves
 from train.feed import CallBatches, Planner, build_layout, open_sources, own_share, training_loader, validation_plans
 from train.guards import HandedPlans, StallGuard
 from train.learner import Learner, StepOut
+from train.lora import add_lora
 from train.metrics import Mean, MetricsLog, ProgressBar, Rate
 from train.optim import freeze_all_but, learning_rate
 from train.parts import Origin, build_origin
@@ -165,7 +166,7 @@ def set_up(config: TrainConfig, accelerator: "Accelerator") -> tuple[Learner, Da
         origin = build_origin(config, accelerator.device)
         stamp = codec_hash(origin.codec)
     with problems.noted():
-        trainable = [] if origin is None else trainable_names(origin.model, config.trainable)
+        trainable = [] if origin is None else _choose_trainable(origin, config)
     with problems.noted():
         sources = open_sources(config.data.sources, at=config.at, codec_hash=stamp)
     with problems.noted():
@@ -180,6 +181,15 @@ def set_up(config: TrainConfig, accelerator: "Accelerator") -> tuple[Learner, Da
     ]
     data = Data(sources, valid, CallBatches(sources, layout=layouts[0], pictures=pictures), layouts[1], pictures)
     return Learner(accelerator, origin, config, trainable), data
+
+
+def _choose_trainable(origin: Origin, config: TrainConfig) -> list[str]:
+    """Names of what learns; LoRA, where asked for, is put into the model."""
+    trainable = trainable_names(origin.model, config.trainable) if config.trainable else []
+    if config.lora is None:
+        return trainable
+    origin.lora = add_lora(origin.model, config.lora, seed=config.seed)
+    return origin.lora.trainable(origin.model, trainable)
 
 
 class Clock:

@@ -67,10 +67,11 @@ class DataConfig(StrictModel):
 class InitConfig(StrictModel):
     """Where a run begins.
 
-    `checkpoint` (a checkpoint or run directory) alone: its model goes on. `model` (a configuration file) alone: fresh
-    weights, with `codec` (directory) and `tokenizer` (file). Both: the configuration's model with the checkpoint's
-    weights, codec and tokenizer; only vision adapters may be new. `blind` leaves the eyes of `model` out. `tower` (a
-    directory with tower.safetensors) gives the tower's weights; None: the checkpoint's, or the published ones.
+    `checkpoint` (a checkpoint or run directory, a hub id, or `embedded`: mmspeech-tiny) alone: its model goes on.
+    `model` (a configuration file) alone: fresh weights, with `codec` (directory) and `tokenizer` (file). Both: the
+    configuration's model with the checkpoint's weights, codec and tokenizer; only vision adapters may be new. `blind`
+    leaves the eyes of `model` out. `tower` (a directory with tower.safetensors) gives the tower's weights; None: the
+    checkpoint's, or the published ones.
     """
 
     checkpoint: str | None = None
@@ -110,6 +111,19 @@ class OptimConfig(StrictModel):
     max_grad_norm: float = Field(1.0, gt=0)
 
 
+class LoraSettings(StrictModel):
+    """Pairs of small matrices that learn in the place of large ones (see train.lora), which stay as they are.
+
+    `targets`: patterns as in `TrainConfig.trainable`; the speech LM's linear layers among what they name are wrapped.
+    What a pair adds is `alpha / rank` times its product. `dropout` only for targets outside the depth transformer.
+    """
+
+    rank: int = Field(16, gt=0)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] = Field(["lm.temporal.*", "lm.depth.*"], min_length=1)
+
+
 class LossConfig(StrictModel):
     """See mmspeech.lm.loss.LossWeights."""
 
@@ -138,7 +152,8 @@ class TrainConfig(StrictModel):
     """One stage. Paths are relative to `root` unless absolute (`init.model` to the working directory).
 
     `trainable`: names of parameters that learn: `all`, `speech` (the LM without its adapters), `adapters`, or patterns
-    such as `lm.depth.*`; `!pattern` takes away. The run ends at `max_steps` or after `max_minutes` of work (counted
+    such as `lm.depth.*`; `!pattern` takes away. `lora`: matrices that learn through LoRA, whatever `trainable` says of
+    them; with it `trainable` may be empty. The run ends at `max_steps` or after `max_minutes` of work (counted
     over resumes), whichever is first; the schedule follows the nearer end. `resume`: `auto` continues the run's newest
     checkpoint, `never` refuses a run directory that has one. `batches_per_step`: batches whose gradients one step
     averages; the processes of a launch share them evenly, so that the same steps are taken by any number of processes.
@@ -151,7 +166,8 @@ class TrainConfig(StrictModel):
     root: str = "data"
     run: str
     init: InitConfig
-    trainable: list[str] = Field(min_length=1)
+    trainable: list[str]
+    lora: LoraSettings | None = None
     data: DataConfig
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
@@ -174,6 +190,12 @@ class TrainConfig(StrictModel):
     max_bad_steps: int = Field(20, gt=0)
     resume: Literal["auto", "never"] = "auto"
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _something_learns(self):
+        if not self.trainable and self.lora is None:
+            raise ValueError("nothing is to learn: name parts in trainable, or give lora")
+        return self
 
     def at(self, path: str) -> Path:
         """`path` below `root`, unless absolute."""

@@ -131,13 +131,18 @@ class VisionSpeechModel(nn.Module):
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
         """Save to the Hugging Face hub under `repo_id`; returns the address of the commit."""
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             path = self.save_pretrained(Path(folder) / "model")
-            return str(api.upload_folder(repo_id=repo_id, folder_path=path))
+            return push_directory(path, repo_id, private=private, token=token)
+
+
+def push_directory(path: Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+    """Upload the files of a directory to the Hugging Face hub; returns the address of the commit."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    return str(api.upload_folder(repo_id=repo_id, folder_path=path))
 
 
 def _build_temporal(config: LMConfig) -> TemporalTransformer:
