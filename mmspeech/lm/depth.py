@@ -26,7 +26,10 @@ class DepthState(State):
 
 
 class StepLinear(nn.Module):
-    """One matrix per step, weight [K, out, in]: x [k, M, in] of the steps from `first` on -> [k, M, out]."""
+    """One matrix per step, weight [K, out, in]: x [k, M, in] of the steps from `first` on -> [k, M, out].
+
+    x [M, in] goes through the matrices of all steps -> [K, M, out].
+    """
 
     def __init__(self, num_steps: int, in_dim: int, out_dim: int):
         super().__init__()
@@ -34,6 +37,8 @@ class StepLinear(nn.Module):
         nn.init.uniform_(self.weight, -(in_dim**-0.5), in_dim**-0.5)
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        if x.dim() == 2:
+            return F.linear(x, self.weight.flatten(0, 1)).unflatten(-1, self.weight.shape[:2]).transpose(0, 1)
         if x.shape[0] == 1:
             return F.linear(x[0], self.weight[first])[None]
         return torch.bmm(x, self.weight[first : first + x.shape[0]].transpose(1, 2))
@@ -113,7 +118,7 @@ class DepthTransformer(nn.Module):
         earlier = codes[:, :-1].t()
         starts = torch.arange(earlier.shape[0], device=codes.device)[:, None] * self.audio_rows
         tokens = torch.cat([_embed(text[None], self.text_emb), _embed(earlier, self.audio_emb, starts)])
-        x = self._project(hidden) + tokens
+        x = self.hidden_in(hidden) + tokens
         return self._run(x).transpose(0, 1).unflatten(0, lead)
 
     @torch.no_grad()
@@ -121,7 +126,7 @@ class DepthTransformer(nn.Module):
         self, hidden: Tensor, text: Tensor, choose: Callable[[int, Tensor], Tensor], *, state: DepthState
     ) -> tuple[Tensor, list[Tensor]]:
         """hidden [B, D], text [B] -> codes [B, K] and their K logits [B, card]; `choose(k, logits)` picks ids [B]."""
-        projected = self._project(hidden)
+        projected = self.hidden_in(hidden)
         token, table, start = text, self.text_emb, 0
         chosen, logits = [], []
         for k in range(self.num_codebooks):
@@ -130,11 +135,6 @@ class DepthTransformer(nn.Module):
             token, table, start = choose(k, logits[-1]), self.audio_emb, k * self.audio_rows
             chosen.append(token)
         return torch.stack(chosen, dim=1), logits
-
-    def _project(self, hidden: Tensor) -> Tensor:
-        """[M, D] -> [K, M, d], all steps in one product."""
-        weight = self.hidden_in.weight
-        return F.linear(hidden, weight.flatten(0, 1)).unflatten(-1, weight.shape[:2]).transpose(0, 1)
 
     def _run(self, x: Tensor, *, first: int = 0, state: DepthState | None = None) -> Tensor:
         for index, layer in enumerate(self.layers):
