@@ -147,6 +147,8 @@ def set_up(config: TrainConfig, accelerator: "Accelerator") -> tuple[Learner, Da
     trainable = trainable_names(origin.model, config.trainable)
     freeze_all_but(origin.model, trainable)
     origin.model.lm.temporal.transformer.recompute = config.recompute_layers
+    if config.compile_layers:
+        origin.model.lm.temporal.transformer.compile_layers()
     stamp = codec_hash(origin.codec)
     sources = open_sources(config.data.sources, at=config.at, codec_hash=stamp)
     valid = open_sources(config.data.valid, at=config.at, codec_hash=stamp)
