@@ -50,13 +50,11 @@ class CallBatch:
         sampling: GenerationConfig | None = None,
         seed: int | Sequence[int] = 0,
     ):
-        from mmspeech.lm.generate import FrameGenerator
-
         self.bundle = bundle
         self.batch_size = batch_size
         self.device = next(bundle.model.lm.parameters()).device
         sampling = bundle.config.generation if sampling is None else sampling
-        self.generator = FrameGenerator(bundle.model.lm, batch_size=batch_size, sampling=sampling, seed=seed)
+        self.generator = bundle.model.generator(batch_size, sampling=sampling, seed=seed)
         self.encoder_state = bundle.codec.init_encoder_state(batch_size)
         self.decoder_state = bundle.codec.init_decoder_state(batch_size)
         self.steps = 0
