@@ -17,9 +17,9 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from mmspeech.commands.common import check_device, check_output, settle_threads, whole_file
+from mmspeech.commands.common import check_device, check_output, whole_file
 from mmspeech.frames import FRAME_RATE_HZ, FRAME_SAMPLES, frames_to_seconds
-from mmspeech.serve.engine import CallBatch
+from mmspeech.serve.engine import CallBatch, settle_threads
 
 if TYPE_CHECKING:
     from mmspeech.checkpoint import Bundle

@@ -6,11 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from mmspeech.config import ConfigError
-
-_SMALL_PARAMETERS = 100_000_000
 
 
 def check_device(name: str) -> torch.device:
@@ -37,14 +34,6 @@ def check_output(path: Path, suffixes: tuple[str, ...]) -> None:
     folder = next((parent for parent in path.absolute().parents if parent.exists()), None)
     if folder is None or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ConfigError(f"{path}: cannot write into {folder}; choose another place")
-
-
-def settle_threads(model: nn.Module) -> None:
-    """Run a small model on one CPU thread: its layers are too small to share, and threads that wait for each other on a
-    busy machine make a frame ten times slower. Larger models keep torch's own choice."""
-    weights = list(model.parameters())
-    if weights[0].device.type == "cpu" and sum(weight.numel() for weight in weights) < _SMALL_PARAMETERS:
-        torch.set_num_threads(1)
 
 
 @contextmanager

@@ -15,9 +15,10 @@ from rich.text import Text
 from torch import Tensor
 
 from mmspeech.audio.waveform import read_audio, write_wav
-from mmspeech.commands.common import check_device, check_output, settle_threads
+from mmspeech.commands.common import check_device, check_output
 from mmspeech.config import GenerationConfig
 from mmspeech.frames import FRAME_SAMPLES, frames_to_seconds, samples_to_seconds
+from mmspeech.serve.engine import settle_threads
 from mmspeech.serve.session import ReplyWatch, Session, Transcript
 
 if TYPE_CHECKING:
