@@ -29,7 +29,7 @@ from mmspeech.config import ConfigError, GenerationConfig, ModelConfig, parse_co
 from mmspeech.lm.generate import FrameGenerator
 from mmspeech.lm.model import DuplexLM, VisionSpeechModel
 from mmspeech.serve.engine import settle_threads
-from mmspeech.serve.ranks import LOAD_TIMEOUT_SEC, RankError, Ranks, launched_rank
+from mmspeech.serve.ranks import LOAD_TIMEOUT_SEC, RankError, Ranks
 from mmspeech.serve.sharding import check_deepspeed, check_divisible, shard
 from mmspeech.types import FrameOut, VisualContext
 
@@ -223,11 +223,6 @@ def follow(*, num_ranks: int, device: str) -> None:
         shard(model.lm, num_ranks=num_ranks, local_rank=ranks.local_rank, device=ranks.device)
     Follower(model.to(ranks.device), ranks).run()
     ranks.close()
-
-
-def is_follower(num_ranks: int) -> bool:
-    """Whether a launcher started this process as one of the ranks that `follow`; RankError when it started not N."""
-    return bool(launched_rank(num_ranks))
 
 
 def _main(num_ranks: str, device: str) -> int:

@@ -22,6 +22,7 @@ import sys
 from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmspeech.config import ConfigError, LMConfig
@@ -129,6 +130,10 @@ def shard(lm: DuplexLM, *, num_ranks: int, local_rank: int, device: torch.device
     for name, weight in parts.named_parameters():
         if name in whole and weight.numel() * num_ranks != whole[name]:
             raise RuntimeError(f"DeepSpeed left {name} with {weight.numel()} of {whole[name]} weights on this rank")
+    for module in parts.modules():
+        if hasattr(module, "mp_group"):
+            # DeepSpeed makes a group of its own that waits half an hour for a rank that hangs.
+            module.mp_group = dist.group.WORLD
     lm.to(device).eval()
 
 
