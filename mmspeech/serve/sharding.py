@@ -20,6 +20,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -81,20 +82,21 @@ def _divides_all(config: LMConfig, num_ranks: int) -> bool:
     return not (config.temporal.num_heads % num_ranks or config.depth.num_heads % num_ranks)
 
 
-def check_deepspeed(device_type: str) -> None:
-    """ConfigError when DeepSpeed is missing or too old to take a partition table."""
+def check_deepspeed() -> None:
+    """ConfigError when DeepSpeed is missing or too old to take a partition table. It is not imported: that is slow."""
+    from importlib.metadata import version
     from importlib.util import find_spec
 
-    if find_spec("deepspeed") is None:
-        raise ConfigError("--tensor-parallel needs DeepSpeed, which is not installed: pip install 'mmspeech[train]'")
-    with _quiet(), _environment(DS_ACCELERATOR=device_type):
-        if find_spec("deepspeed.module_inject.autotp_config") is None:
-            from importlib.metadata import version
-
-            raise ConfigError(
-                f"--tensor-parallel needs a DeepSpeed that takes partition_config, found {version('deepspeed')}: "
-                "pip install -U deepspeed"
-            )
+    found = find_spec("deepspeed")
+    if found is None:
+        raise ConfigError("--tensor-parallel needs DeepSpeed, which is not installed: pip install deepspeed")
+    if not any(
+        (Path(folder) / "module_inject/autotp_config.py").is_file() for folder in found.submodule_search_locations
+    ):
+        raise ConfigError(
+            f"--tensor-parallel needs a DeepSpeed that takes partition_config, found {version('deepspeed')}: "
+            "pip install -U deepspeed"
+        )
 
 
 def shard(lm: DuplexLM, *, num_ranks: int, local_rank: int, device: torch.device) -> None:
