@@ -22,6 +22,10 @@ app.add_typer(config_app, name="config")
 
 Model = Annotated[str | None, typer.Option(help="Checkpoint directory or hub id (default: the embedded one).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+TensorParallel = Annotated[
+    int,
+    typer.Option(min=1, help="Split the speech LM over N processes (DeepSpeed); with cuda, one GPU each."),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same reply.")]
 
 
@@ -55,6 +59,7 @@ def talk(
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw waveforms, words and gate over time here.")] = None,
     device: Device = "cpu",
+    tensor_parallel: TensorParallel = 1,
 ) -> None:
     """Ask a recorded question, with or without a picture, and hear the answer."""
     with _reported():
@@ -62,7 +67,7 @@ def talk(
 
         options = TalkOptions(
             audio=audio, out=out, image=image, model=model, stereo=stereo, seed=seed, greedy=greedy,
-            max_sec=max_sec, as_json=json_, plot=plot, device=device,
+            max_sec=max_sec, as_json=json_, plot=plot, device=device, tensor_parallel=tensor_parallel,
         )  # fmt: skip
         run_talk(options)
 
@@ -138,12 +143,13 @@ def bench(
     frames: Annotated[int, typer.Option(min=10, help="Frames to time (12.5 are a second of call).")] = 250,
     out: Annotated[Path | None, typer.Option(help="Write the numbers as JSON here.")] = None,
     device: Device = "cpu",
+    tensor_parallel: TensorParallel = 1,
 ) -> None:
-    """Time a whole frame (encode, think, decode) beside a loop without streaming state."""
+    """Time a whole frame (encode, think, decode) beside a loop without streaming state, or split beside whole."""
     with _reported():
         from mmspeech.commands.bench import run_bench
 
-        run_bench(model, num_frames=frames, out=out, device=device)
+        run_bench(model, num_frames=frames, out=out, device=device, tensor_parallel=tensor_parallel)
 
 
 @app.command()

@@ -1,14 +1,17 @@
 """Frame by frame generation: the user's codes in, text and the model's own codes out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mmspeech.config import GenerationConfig
-from mmspeech.lm.model import DuplexLM
 from mmspeech.types import FrameOut, VisualContext
+
+if TYPE_CHECKING:
+    from mmspeech.lm.model import DuplexLM
 
 
 @dataclass
@@ -26,7 +29,8 @@ class StepTrace:
 
 class FrameGenerator:
     """B calls in lockstep, one 80 ms frame per `step`. Each row has its own random numbers, so that a call sounds the
-    same in any company; `seed` is one number (row b gets seed + b) or one per row.
+    same in any company; `seed` is one number (row b gets seed + b) or one per row. `agree`, when given, sees all ids
+    [B] as they are drawn and returns those to go on with: how processes that share the work draw the same.
 
     A short window of columns holds what is still to be read or returned: codes that arrive or leave with a delay.
     As in the released generator, the user codes of a row's first step are not heard.
@@ -34,13 +38,15 @@ class FrameGenerator:
 
     def __init__(
         self,
-        lm: DuplexLM,
+        lm: "DuplexLM",
         batch_size: int = 1,
         sampling: GenerationConfig | None = None,
         seed: int | Sequence[int] = 0,
+        agree: Callable[[Tensor], Tensor] | None = None,
     ):
         self.lm = lm
         self.batch_size = batch_size
+        self.agree = agree
         self.sampling = GenerationConfig() if sampling is None else sampling
         self.seeds = [seed + row for row in range(batch_size)] if isinstance(seed, int) else list(seed)
         if len(self.seeds) != batch_size:
@@ -137,7 +143,11 @@ class FrameGenerator:
                 row.exponential_(generator=generator)
 
     def _choose(self, part: int, logits: Tensor) -> Tensor:
-        """Sample one id per row from logits [B, V]: part 0 is text, part 1 + k codebook k."""
+        """One id per row from logits [B, V]: part 0 is text, part 1 + k codebook k."""
+        ids = self._draw(part, logits)
+        return ids if self.agree is None else self.agree(ids)
+
+    def _draw(self, part: int, logits: Tensor) -> Tensor:
         text = part == 0
         temperature = self.sampling.text_temperature if text else self.sampling.audio_temperature
         if temperature == 0:

@@ -1,13 +1,15 @@
 """The duplex language model, and the vision-speech model around it."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mmspeech.config import ConfigError, FusionConfig, LMConfig, ModelConfig, TransformerConfig
+from mmspeech.config import ConfigError, FusionConfig, GenerationConfig, LMConfig, ModelConfig, TransformerConfig
 from mmspeech.lm.depth import DepthTransformer
+from mmspeech.lm.generate import FrameGenerator
 from mmspeech.lm.temporal import LMOut, TemporalTransformer
 from mmspeech.nn.cross_attention import Fusion
 from mmspeech.nn.transformer import Transformer, TransformerState
@@ -94,6 +96,12 @@ class VisionSpeechModel(nn.Module):
         if mask is not None:
             onset = onset.masked_fill(~mask, VisualContext.NEVER)
         return VisualContext(keys, values, onset)
+
+    def generator(
+        self, batch_size: int, *, sampling: GenerationConfig, seed: int | Sequence[int] = 0
+    ) -> FrameGenerator:
+        """Frame by frame generation for `batch_size` calls in lockstep."""
+        return FrameGenerator(self.lm, batch_size, sampling, seed)
 
     def adapter_names(self) -> list[str]:
         """Names of the parameters that vision adds to a speech LM: projector, cross-attention, gates, norms."""

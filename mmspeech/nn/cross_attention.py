@@ -14,11 +14,14 @@ GATE_KINDS = ("sigmoid", "tanh", "scalar_sigmoid", "scalar_tanh", "none")
 
 
 class CrossProjections(nn.Module):
-    """Queries from steps [B, T, D]; keys and values (rows of `kv_proj` in that order) from visual tokens [B, S, Ds]."""
+    """Queries from steps [B, T, D]; keys and values (rows of `kv_proj` in that order) from visual tokens [B, S, Ds].
+
+    It has as many heads as its projections have rows for, as self-attention.
+    """
 
     def __init__(self, *, dim: int, num_heads: int, source_dim: int):
         super().__init__()
-        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
         self.q_proj = nn.Linear(dim, dim, bias=False)
         self.kv_proj = nn.Linear(source_dim, 2 * dim, bias=False)
         self.out_proj = nn.Linear(dim, dim, bias=False)
@@ -29,7 +32,7 @@ class CrossProjections(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None) -> Tensor:
         query, keys, values = (
-            y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in (self.q_proj(x), keys, values)
+            y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in (self.q_proj(x), keys, values)
         )
         y = F.scaled_dot_product_attention(query.to(keys.dtype), keys, values, attn_mask=mask)
         return self.out_proj(y.transpose(1, 2).flatten(2).to(x.dtype))
