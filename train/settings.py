@@ -115,6 +115,13 @@ class LossConfig(StrictModel):
     depth_frames_share: float = Field(1.0, gt=0, le=1)
 
 
+class LogConfig(StrictModel):
+    """`wandb`: a project of Weights & Biases that is told everything TensorBoard is (None: it is not). It wants the
+    wandb library; WANDB_MODE=offline keeps it on this machine."""
+
+    wandb: str | None = None
+
+
 class TrainConfig(StrictModel):
     """One stage. Paths are relative to `root` unless absolute (`init.model` to the working directory).
 
@@ -124,7 +131,8 @@ class TrainConfig(StrictModel):
     checkpoint, `never` refuses a run directory that has one. `batches_per_step`: batches whose gradients one step
     averages; the processes of a launch share them evenly, so that the same steps are taken by any number of processes.
     `recompute_layers`: compute each layer of the temporal transformer twice instead of keeping what it made (less
-    memory, a third more time). `deepspeed`: a DeepSpeed configuration (configs/deepspeed/), for launches by torchrun or
+    memory, a third more time). `sample_every_steps`: how often `sample_calls` validation calls are answered for you to
+    hear and see in RUN/samples (None: at every evaluation; 0: never). `deepspeed`: a DeepSpeed configuration (configs/deepspeed/), for launches by torchrun or
     deepspeed.
     """
 
@@ -145,8 +153,9 @@ class TrainConfig(StrictModel):
     log_every_steps: int = Field(10, gt=0)
     eval_every_steps: int = Field(250, gt=0)
     eval_batches: int = Field(8, gt=0)
-    sample_every_steps: int | None = Field(None, gt=0)
+    sample_every_steps: int | None = Field(None, ge=0)
     sample_calls: int = Field(2, gt=0)
+    log: LogConfig = LogConfig()
     save_every_steps: int = Field(250, gt=0)
     keep_last: int = Field(2, gt=0)
     max_bad_steps: int = Field(20, gt=0)
