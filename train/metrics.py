@@ -1,4 +1,4 @@
-"""Numbers of a run: RUN/metrics.jsonl, TensorBoard in RUN/tensorboard, and a progress bar."""
+"""Numbers of a run: RUN/metrics.jsonl, the boards they are watched on, and a progress bar."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmspeech.flops import ModelFlops
+from train.boards import Board, Shown, TensorBoard, WeightsAndBiases
 from train.machine import together
 
 if TYPE_CHECKING:
@@ -21,34 +22,40 @@ if TYPE_CHECKING:
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl and TensorBoard. After a resume at `step`, later lines of the killed run are removed."""
+    """Appends to metrics.jsonl and tells the boards. After a resume at `step`, later lines of the file are removed."""
 
-    def __init__(self, run_dir: Path, *, step: int, writes: bool = True):
-        """`writes` false, for all processes but the first: nothing is written."""
+    def __init__(self, run_dir: Path, *, step: int, writes: bool = True, wandb: str | None = None):
+        """`writes` false, for all processes but the first: nothing is written. `wandb`: a project to tell as well."""
         self.writes = writes
         if not writes:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
+        self.boards: list[Board] = [TensorBoard(run_dir, step=step)]
+        if wandb is not None:
+            self.boards.append(WeightsAndBiases(run_dir, project=wandb))
         self.file = run_dir / "metrics.jsonl"
         _forget_after(self.file, step)
         self._lines = self.file.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """One line {"kind", "step", ...}; `kind` is train, eval/NAME, samples or event. TensorBoard takes numbers."""
+        """One line {"kind", "step", ...}; `kind` is train, eval/NAME, samples or event. Boards take numbers."""
         if not self.writes:
             return
         self._lines.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
         self._lines.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self.board.add_scalar(f"{kind}/{name}", value, step)
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        for board in self.boards:
+            board.numbers(kind, step, numbers)
+
+    def show(self, kind: str, step: int, shown: Shown) -> None:
+        """A sampled call, on the boards."""
+        for board in self.boards if self.writes else ():
+            board.show(kind, step, shown)
 
     def close(self) -> None:
         if self.writes:
             self._lines.close()
-            self.board.close()
+            for board in self.boards:
+                board.close()
 
 
 class Mean:

@@ -18,23 +18,26 @@ from mmspeech.data.shards import ShardSet
 from mmspeech.flops import peak_tflops
 from mmspeech.lm.trainable import trainable_names
 from train import machine
+from train.boards import check_wandb
 from train.checkpointing import TrainState, find_checkpoint, load_moments, load_weights, save_checkpoint
 from train.curves import draw_curves
 from train.feed import CallBatches, Planner, build_layout, open_sources, own_share, training_loader, validation_plans
+from train.gap import gaps, sighted_and_blind
 from train.guards import HandedPlans, StallGuard
 from train.learner import Learner, StepOut
 from train.lora import add_lora
 from train.metrics import Mean, MetricsLog, ProgressBar, Rate
 from train.optim import freeze_all_but, learning_rate
 from train.parts import Origin, build_origin
-from train.samples import write_samples
+from train.samples import Samples, write_samples
 from train.settings import TrainConfig
+from train.whole import whole_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-SampleHook = Callable[[Origin, ShardSet, Path, int], dict[str, float]]
-"""(origin, validation calls, folder, how many) -> numbers to log; called every `sample_every_steps`."""
+SampleHook = Callable[[Origin, ShardSet, Path, TrainConfig], Samples]
+"""(origin, validation calls, folder, configuration) -> what to log; called in the first process."""
 
 
 def train(config: TrainConfig, *, sample: SampleHook = write_samples) -> Path:
@@ -71,7 +74,8 @@ def _train(config: TrainConfig, accelerator: "Accelerator", sample: SampleHook) 
     evaluation = Evaluation(config, learner, data)
     if main:
         _write_description(run_dir, config, learner)
-    log, means, rate = MetricsLog(run_dir, step=state.step, writes=main), Mean(), build_rate(config, learner)
+    log = MetricsLog(run_dir, step=state.step, writes=main, wandb=config.log.wandb)
+    means, rate = Mean(), build_rate(config, learner)
     bad_in_a_row, saved = 0, found
 
     # 3. Steps
@@ -126,14 +130,16 @@ def _train(config: TrainConfig, accelerator: "Accelerator", sample: SampleHook) 
                 numbers |= {"learning_rate": now, "minutes": state.minutes, "bad_calls": state.bad_calls}
                 log.write("train", state.step, numbers)
                 bar.note(state.step, _summary(numbers))
-            if state.step % config.eval_every_steps == 0 or last:
+            evaluates = state.step % config.eval_every_steps == 0 or last
+            if evaluates:
                 for name, numbers in evaluation.run().items():
                     log.write(f"eval/{name}", state.step, numbers)
                     bar.line(f"step {state.step} eval {name}: {_summary(numbers)}")
                 rate.restart()
-            if config.sample_every_steps and data.valid and state.step % config.sample_every_steps == 0:
-                folder = run_dir / "samples" / f"step_{state.step:08d}"
-                log.write("samples", state.step, sample(learner.origin, data.valid[0][0], folder, config.sample_calls))
+            if data.valid and _samples_now(config, state.step, evaluates=evaluates):
+                for problem in _sample(learner, data.valid, state.step, sample, log):
+                    bar.line(problem)
+                    log.write("event", state.step, {"not_sampled": problem})
                 rate.restart()
 
             # 3.4 Keep
@@ -162,6 +168,9 @@ def set_up(config: TrainConfig, accelerator: "Accelerator") -> tuple[Learner, Da
     """Model, codec, tokenizer, what trains, and the calls. Raises one ConfigError that lists all that does not fit."""
     torch.set_flush_denormal(True)
     problems, origin, stamp = Problems(), None, None
+    with problems.noted():
+        if config.log.wandb is not None:
+            check_wandb()
     with problems.noted():
         origin = build_origin(config, accelerator.device)
         stamp = codec_hash(origin.codec)
@@ -222,7 +231,7 @@ class Evaluation:
 
     def __init__(self, config: TrainConfig, learner: Learner, data: Data):
         self.learner = learner
-        self.sets = {}
+        self.sets, self.pairs = {}, sighted_and_blind(config.data.valid)
         for name, (shards, source) in zip(config.data.valid, data.valid, strict=True):
             dataset = CallBatches([(shards, source)], layout=data.valid_layout, pictures=data.pictures)
             plans = validation_plans(shards, source, config=config.data, batches=config.eval_batches)
@@ -230,7 +239,7 @@ class Evaluation:
 
     @torch.no_grad()
     def run(self) -> dict[str, dict[str, float]]:
-        """Means over the batches of each set, by the set's name."""
+        """Means over the batches of each set, by the set's name; and what seeing is worth (train.gap)."""
         learner, results = self.learner, {}
         rank, world = learner.accelerator.process_index, learner.accelerator.num_processes
         learner.objective.eval()
@@ -243,7 +252,7 @@ class Evaluation:
                 if first + rank < len(plans):
                     means.add(numbers)
             results[name] = means.take(learner.accelerator)
-        return results
+        return results | gaps(results, self.pairs)
 
 
 class StopSignals:
@@ -277,6 +286,26 @@ def _calls(accelerator: "Accelerator", out: StepOut) -> str:
     """Ids of the first calls of every batch of a step, of all processes; all must call it."""
     own = [call for batch in out.batches for call in batch.ids[:8]]
     return " ".join(itertools.chain(*machine.together(accelerator, own)))
+
+
+def _samples_now(config: TrainConfig, step: int, *, evaluates: bool) -> bool:
+    every = config.sample_every_steps
+    return evaluates if every is None else every > 0 and step % every == 0
+
+
+def _sample(learner: Learner, valid: list, step: int, sample: SampleHook, log: MetricsLog) -> list[str]:
+    """Sample from the first validation set that has pictures, or else the first; all processes call it, the first one
+    does it. Returns what went wrong."""
+    shards = next((shards for shards, source in valid if source.visuals == "keep"), valid[0][0])
+    folder = learner.config.run_dir / "samples" / f"step_{step:08d}"
+    with whole_model(learner):
+        if not learner.accelerator.is_main_process:
+            return []
+        drawn = sample(learner.origin, shards, folder, learner.config)
+    log.write("samples", step, drawn.numbers)
+    for shown in drawn.shown:
+        log.show("samples", step, shown)
+    return drawn.problems
 
 
 def _picture_format(origin: Origin) -> PictureFormat | None:

@@ -150,6 +150,13 @@ class GuardConfig(StrictModel):
     stall_action: Literal["warn", "stop"] = "warn"
 
 
+class LogConfig(StrictModel):
+    """`wandb`: a project of Weights & Biases that is told everything TensorBoard is (None: it is not). It wants the
+    wandb library; WANDB_MODE=offline keeps it on this machine."""
+
+    wandb: str | None = None
+
+
 class TrainConfig(StrictModel):
     """One stage. Paths are relative to `root` unless absolute (`init.model` to the working directory).
 
@@ -164,7 +171,9 @@ class TrainConfig(StrictModel):
     GPUs). `frozen_precision`: bf16 keeps the matrices that do not learn in bfloat16 only, in memory and in checkpoints;
     auto does so on GPUs when `precision` is bf16 (under DeepSpeed its own configuration decides). `peak_tflops`: of one
     device, for the model FLOPs utilisation in the log (None: by its name). `device: cuda` refuses to run without one.
-    `deepspeed`: a DeepSpeed configuration (configs/deepspeed/), for launches by torchrun or deepspeed.
+    `sample_every_steps`: how often `sample_calls` validation calls are answered for you to hear and see in RUN/samples
+    (None: at every evaluation; 0: never). `deepspeed`: a DeepSpeed configuration (configs/deepspeed/), for launches by
+    torchrun or deepspeed.
     """
 
     root: str = "data"
@@ -189,8 +198,9 @@ class TrainConfig(StrictModel):
     log_every_steps: int = Field(10, gt=0)
     eval_every_steps: int = Field(250, gt=0)
     eval_batches: int = Field(8, gt=0)
-    sample_every_steps: int | None = Field(None, gt=0)
+    sample_every_steps: int | None = Field(None, ge=0)
     sample_calls: int = Field(2, gt=0)
+    log: LogConfig = LogConfig()
     save_every_steps: int = Field(250, gt=0)
     keep_last: int = Field(2, gt=0)
     max_bad_steps: int = Field(20, gt=0)

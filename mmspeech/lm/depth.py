@@ -36,10 +36,6 @@ class StepLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_steps, out_dim, in_dim))
         nn.init.uniform_(self.weight, -(in_dim**-0.5), in_dim**-0.5)
 
-    @property
-    def out_dim(self) -> int:
-        return self.weight.shape[1]
-
     def forward(self, x: Tensor, first: int = 0, count: int | None = None) -> Tensor:
         if x.dim() == 2:
             weight = self.weight[:count]
@@ -63,7 +59,7 @@ class DepthLayer(nn.Module):
         self.ffn_out = StepLinear(num_steps, ffn_dim, dim)
 
     def init_state(self, batch_size: int, *, num_steps: int, device, dtype) -> AttentionState:
-        shape = (batch_size, self.in_proj.out_dim // (3 * self.head_dim), num_steps, self.head_dim)
+        shape = (batch_size, self.in_proj.weight.shape[1] // (3 * self.head_dim), num_steps, self.head_dim)
         return AttentionState(*(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2)))
 
     def forward(self, x: Tensor, *, first: int = 0, state: AttentionState | None = None) -> Tensor:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class StepTrace:
-    """What the last step computed: hidden [B, D], text_logits [B, V], gate [B], depth_logits K x [B, card].
+    """What the last step computed: hidden [B, D], text_logits [B, V], gate [B], layer_gates [B, L], depth_logits
+    K x [B, card].
 
     The text token and the codes drawn from them are returned up to the largest delay later.
     """
@@ -24,6 +25,7 @@ class StepTrace:
     hidden: Tensor
     text_logits: Tensor
     gate: Tensor
+    layer_gates: Tensor
     depth_logits: list[Tensor]
 
 
@@ -61,7 +63,9 @@ class FrameGenerator:
         self.delays = torch.tensor(layout.delays, device=device)
         self.initial = layout.initial_ids(device)
         self.window = self.initial[None, :, None].repeat(batch_size, 1, self.now + 1 + max(layout.max_delay, 1))
-        self.gates = torch.zeros(batch_size, self.window.shape[2], device=device)
+        # Of each column: the mean gate, then one for each gated layer.
+        gates = 1 + len(lm.temporal.gated_layers)
+        self.gates = torch.zeros(batch_size, self.window.shape[2], gates, device=device)
         own = range(layout.num_streams)[: layout.own.stop]
         self.own_rows = torch.tensor(own, device=device)
         self.user_rows = torch.arange(layout.user.start, layout.user.stop, device=device)
@@ -116,10 +120,11 @@ class FrameGenerator:
         codes, depth_logits = self.lm.depth.sample(
             out.hidden[:, 0], text, lambda k, logits: self._choose(k + 1, logits), state=self.depth_state
         )
-        self.trace = StepTrace(out.hidden[:, 0], out.text_logits[:, 0], out.gate[:, 0], depth_logits)
+        gate, layer_gates = out.gate[:, 0], out.layer_gates[:, 0]
+        self.trace = StepTrace(out.hidden[:, 0], out.text_logits[:, 0], gate, layer_gates, depth_logits)
         self.window[:, 0, self.now + 1] = text
         self.window[:, layout.own, self.now + 1] = codes
-        self.gates[:, self.now + 1] = out.gate[:, 0]
+        self.gates[:, self.now + 1] = torch.cat([gate[:, None], layer_gates], dim=1)
         self.steps = [count + 1 for count in self.steps]
         return self._whole_frame()
 
@@ -135,7 +140,8 @@ class FrameGenerator:
         if min(frames) < 0:
             ids[[row for row, frame in enumerate(frames) if frame < 0]] = -1
         # Copies: the window moves on under what was returned.
-        return FrameOut(max(frames), ids[:, 0], ids[:, 1:], self.gates[:, self.text_returned].clone())
+        gates = self.gates[:, self.text_returned].clone()
+        return FrameOut(max(frames), ids[:, 0], ids[:, 1:], gates[:, 0], gates[:, 1:])
 
     def _draw_noise(self) -> None:
         if self.sampling.text_temperature > 0 or self.sampling.audio_temperature > 0:

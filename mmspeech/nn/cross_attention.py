@@ -87,7 +87,7 @@ class Fusion(nn.Module):
     """Norm, cross-attention and gate of every layer that looks (`layers`, indices into the transformer).
 
     `shared`: one set of projections for all of them; `shared_gate`: one gate for all, and if both are shared one
-    learned factor per layer. Nothing is added where nothing is seen, to the bit.
+    learned factor per layer. Nothing is added where nothing is seen, to the bit. `gated_layers`: those with a gate.
     """
 
     def __init__(
@@ -117,6 +117,7 @@ class Fusion(nn.Module):
             Gate(dim=dim, kind=gate, hidden=gate_hidden, shift=gate_shift) for _ in range(num_gates)
         )
         self.factors = nn.Parameter(torch.ones(count)) if shared and shared_gate else None
+        self.gated_layers = tuple(self.place) if num_gates else ()
 
     def keys_values(self, source: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Visual tokens [B, S, Ds] -> keys and values [B, S, D]: one of each, or one per looking layer."""

@@ -59,8 +59,9 @@ class StepLinears(nn.Module):
             self.steps.append(step)
 
     @property
-    def out_dim(self) -> int:
-        return self.steps[0].weight.shape[0]
+    def weight(self) -> Tensor:
+        """[1, out, in]: that of the first step, for its shape."""
+        return self.steps[0].weight[None]
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         """x [k, M, in] of the steps from `first` on -> [k, M, out]."""
