@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from mmspeech.checkpoint import MODEL, load_model
 from mmspeech.config import ConfigError
 from train.checkpointing import STATE
-from train.lora import LORA
 from train.recipe import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,24 +80,6 @@ def test_two_processes_take_the_steps_of_one_and_one_goes_on_from_theirs(
     before, after = (load_file(folder / MODEL) for folder in (small_checkpoint, whole))
     still = [name for name in before if name.startswith("lm.temporal.transformer.")]
     assert still and all(torch.equal(before[name], after[name]) for name in still)
-
-
-@pytest.mark.parametrize("mode", ["ddp", "zero2", "zero3"])
-def test_lora_in_two_processes(mode, make_config, small_checkpoint, reference, tmp_path):
-    lora = {"rank": 4, "alpha": 8}
-    settings = {"precision": "no", "batches_per_step": 4, "optim": OPTIM, "trainable": ["adapters"], "lora": lora}
-    if "lora" not in reference:
-        reference["lora"] = launch(make_config(run="whole", **settings), "one", tmp_path)
-    half = make_config(run=mode, max_steps=2, **settings)
-    launch(half, mode, tmp_path)
-    shutil.copytree(half.run_dir, tmp_path / "alone")
-    whole = launch(make_config(run=mode, **settings), mode, tmp_path)
-    alone = launch(make_config(run="alone", **settings), "one", tmp_path)
-    for folder in (whole, alone):
-        assert furthest(folder, reference["lora"]) < 1e-5
-        pairs, expected = (load_file(checkpoint / LORA) for checkpoint in (folder, reference["lora"]))
-        assert pairs.keys() == expected.keys()
-        assert all((pairs[name] - expected[name]).abs().max() < 1e-5 for name in pairs)
 
 
 @pytest.mark.parametrize("preset", ["single", "zero1", "zero2", "zero3", "zero2_two_nodes"])
