@@ -1,4 +1,4 @@
-"""The command line: `mmspeech talk | info | doctor | merge | convert | verify | bench`.
+"""The command line: `mmspeech talk | info | doctor | merge | convert | verify | bench | config | estimate`.
 
 Only options stand here. What a command does is in mmspeech/commands/, imported when it is called: help is quick.
 """
@@ -16,6 +16,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Speech models that see: talk with a model about a picture.",
 )
+
+config_app = typer.Typer(no_args_is_help=True, help="List the configurations that come along, or copy one.")
+app.add_typer(config_app, name="config")
 
 Model = Annotated[str | None, typer.Option(help="Checkpoint directory or hub id (default: the embedded one).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
@@ -141,6 +144,49 @@ def bench(
         from mmspeech.commands.bench import run_bench
 
         run_bench(model, num_frames=frames, out=out, device=device)
+
+
+@app.command()
+def estimate(
+    config: Annotated[Path, typer.Option(help="A training configuration, such as configs/train/X.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Settings to replace.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Processes, one for each GPU.")] = 8,
+    gpu_memory: Annotated[float, typer.Option(min=1, help="Memory of a GPU, in GB.")] = 80.0,
+    gpu: Annotated[str | None, typer.Option(help="Its name, for its peak: H100, A100, L40S ...")] = None,
+    peak_tflops: Annotated[float | None, typer.Option(min=0.001, help="Its peak, where the name is not known.")] = None,
+    mfu: Annotated[float, typer.Option(min=0.001, max=1, help="Share of the peak that training reaches.")] = 0.4,
+    run: Annotated[Path | None, typer.Option(help="A run to take the speed from, instead of --mfu.")] = None,
+) -> None:
+    """Memory per GPU under DDP and ZeRO, frames a second and steps a day, before it costs money."""
+    with _reported():
+        from mmspeech.commands.estimate import EstimateOptions, run_estimate
+
+        options = EstimateOptions(
+            config=config, overrides=overrides or [], gpus=gpus, gpu_memory_gb=gpu_memory, gpu=gpu,
+            peak_tflops=peak_tflops, mfu=mfu, run=run,
+        )  # fmt: skip
+        run_estimate(options)
+
+
+@config_app.command("ls")
+def config_ls() -> None:
+    """Every configuration, with one line on what it is."""
+    with _reported():
+        from mmspeech.commands.config import run_ls
+
+        run_ls()
+
+
+@config_app.command("cp")
+def config_cp(
+    name: Annotated[str, typer.Argument(help="As `mmspeech config ls` shows it.")],
+    dst: Annotated[Path, typer.Argument(help="A new file, or a folder.")],
+) -> None:
+    """Copy a configuration, to edit it."""
+    with _reported():
+        from mmspeech.commands.config import run_cp
+
+        run_cp(name, dst)
 
 
 if __name__ == "__main__":

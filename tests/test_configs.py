@@ -164,6 +164,8 @@ def test_overrides_set_dotted_keys_and_refuse_nonsense(tmp_path):
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             apply_overrides(data, [wrong])
+    with pytest.raises(ConfigError, match="'a.b': expected.*'c' is a value"):
+        apply_overrides(data, ["a.b", "c.x=1"])
 
 
 def test_files_that_are_no_configuration(tmp_path):

@@ -1,8 +1,6 @@
 """`python -m train --config ... --dry-run`: build everything, learn from one batch, and show it. Nothing is written."""
 
 import itertools
-import resource
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -15,6 +13,7 @@ from mmspeech.types import Batch
 from train import machine
 from train.feed import Planner, Position
 from train.learner import Learner
+from train.metrics import peak_memory_bytes
 from train.recipe import set_up
 from train.settings import TrainConfig
 
@@ -45,9 +44,36 @@ def _show(config: TrainConfig, accelerator: "Accelerator") -> None:
     console.print(f"trainable:\n{learner.listing}", highlight=False, markup=False)
     console.print(_batch_table(own[0].batch, learner))
     console.print(_call_table(own[0].batch, learner.origin.tokenizer))
-    began_sec = time.monotonic()
+    began_sec, gathered = time.monotonic(), Gathered(learner.origin.model)
     out = learner.step(iter(own), number=0, rate=config.optim.learning_rate)
-    console.print(_step_table(out.numbers[0] | {"grad_norm": out.norm}, time.monotonic() - began_sec))
+    numbers = out.numbers[0] | {"grad_norm": out.norm} | gathered.numbers()
+    console.print(_step_table(numbers, time.monotonic() - began_sec))
+
+
+class Gathered:
+    """What ZeRO-3 keeps in a process, in parameters: its own share, and how many are whole at once in a forward."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.parameters = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
+        self.most = 0
+        if self.parameters:
+            for module in model.modules():
+                # DeepSpeed's own hook, which gathers, came before.
+                module.register_forward_pre_hook(self._look)
+
+    def _look(self, module: torch.nn.Module, args: tuple) -> None:
+        whole = sum(p.ds_numel for p in self.parameters if p.ds_status.name == "AVAILABLE")
+        self.most = max(self.most, whole)
+
+    def numbers(self) -> dict[str, float]:
+        """Nothing where parameters are not split."""
+        if not self.parameters:
+            return {}
+        return {
+            "parameters": sum(p.ds_numel for p in self.parameters),
+            "parameters of this process": sum(p.ds_tensor.numel() for p in self.parameters),
+            "parameters whole at once": self.most,
+        }
 
 
 def _batch_table(batch: Batch, learner: Learner) -> Table:
@@ -83,12 +109,7 @@ def _call_table(batch: Batch, tokenizer: TextTokenizer) -> Table:
 def _step_table(numbers: dict[str, float], seconds: float) -> Table:
     table = Table("one step", "", title="learning")
     for name, value in numbers.items():
-        table.add_row(name, f"{value:.4g}")
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
     table.add_row("seconds", f"{seconds:.2f}")
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        # Linux counts in KiB, macOS in bytes.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    table.add_row("peak memory of this process, MB", f"{peak / 1e6:,.0f}")
+    table.add_row("peak memory of this process, MB", f"{peak_memory_bytes() / 1e6:,.0f}")
     return table

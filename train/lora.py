@@ -17,7 +17,7 @@ from mmspeech.checkpoint import MODEL, read_tensors, write_tensors
 from mmspeech.config import ConfigError
 from mmspeech.lm.depth import StepLinear
 from mmspeech.lm.model import VisionSpeechModel
-from train.optim import trainable_names
+from mmspeech.lm.trainable import trainable_names
 from train.settings import LoraSettings
 
 LORA = "lora.safetensors"

@@ -2,18 +2,22 @@
 
 import json
 import os
+import resource
 import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from mmspeech.flops import ModelFlops
 from train.machine import together
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from mmspeech.types import Batch
+    from train.learner import StepOut
 
 
 class MetricsLog:
@@ -74,33 +78,53 @@ class Mean:
 
 
 class Rate:
-    """What the processes work off in a second, and how much of it was padding, since the last `take`."""
+    """What the processes work off in a second, and how much of it was padding, since the last `take`.
 
-    def __init__(self):
+    `peak_tflops`: of one process's device, or None where it is not known.
+    """
+
+    def __init__(self, flops: ModelFlops, *, peak_tflops: float | None):
+        self._flops, self._peak_tflops = flops, peak_tflops
         self.restart()
 
     def restart(self) -> None:
         self.frames = self.padded = self.tokens = 0
+        self.operations = 0.0
         self.began_sec = time.monotonic()
 
-    def add(self, *batches: "Batch") -> None:
-        for batch in batches:
+    def add(self, out: "StepOut") -> None:
+        self.operations += sum(self._flops.total(work) for work in out.works)
+        for batch in out.batches:
             held = int((batch.codes >= 0).any(dim=1).sum())
             self.frames += held
             self.padded += batch.codes.shape[0] * batch.codes.shape[2] - held
             self.tokens += int((batch.codes >= 0).sum())
 
     def take(self, accelerator: "Accelerator") -> dict[str, float]:
-        """frames_per_sec, tokens_per_sec and padding_share; starts over. All processes must call it."""
+        """frames_per_sec, tokens_per_sec and padding_share of all processes; tflops_per_sec and mfu of one on average
+        (model operations, see mmspeech.flops); peak_memory_mb of the one that holds most. Starts over. All processes
+        must call it."""
         seconds = max(1e-9, time.monotonic() - self.began_sec)
-        parts = together(accelerator, (self.frames, self.padded, self.tokens))
-        frames, padded, tokens = (sum(part) for part in zip(*parts, strict=True))
+        parts = together(accelerator, (self.frames, self.padded, self.tokens, self.operations, peak_memory_bytes()))
+        frames, padded, tokens, operations, memory = zip(*parts, strict=True)
+        frames, padded, tokens = sum(frames), sum(padded), sum(tokens)
+        reached = sum(operations) / seconds / len(parts) / 1e12
         self.restart()
-        return {
+        return ({} if self._peak_tflops is None else {"mfu": reached / self._peak_tflops}) | {
+            "tflops_per_sec": reached,
+            "peak_memory_mb": max(memory) / 1e6,
             "frames_per_sec": frames / seconds,
             "tokens_per_sec": tokens / seconds,
             "padding_share": padded / max(1, frames + padded),
         }
+
+
+def peak_memory_bytes() -> int:
+    """The most this process has held: on its GPU, or of the machine's memory where there is none."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class ProgressBar:

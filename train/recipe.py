@@ -12,17 +12,20 @@ import torch
 import yaml
 
 from mmspeech.checkpoint import codec_hash
-from mmspeech.config import ConfigError
+from mmspeech.config import ConfigError, Problems
 from mmspeech.data.collate import Layout, PictureFormat
 from mmspeech.data.shards import ShardSet
+from mmspeech.flops import peak_tflops
+from mmspeech.lm.trainable import trainable_names
 from train import machine
 from train.checkpointing import TrainState, find_checkpoint, load_moments, load_weights, save_checkpoint
 from train.curves import draw_curves
 from train.feed import CallBatches, Planner, build_layout, open_sources, own_share, training_loader, validation_plans
-from train.learner import Learner
+from train.guards import HandedPlans, StallGuard
+from train.learner import Learner, StepOut
 from train.lora import add_lora
 from train.metrics import Mean, MetricsLog, ProgressBar, Rate
-from train.optim import freeze_all_but, learning_rate, trainable_names
+from train.optim import freeze_all_but, learning_rate
 from train.parts import Origin, build_origin
 from train.samples import write_samples
 from train.settings import TrainConfig
@@ -62,11 +65,13 @@ def _train(config: TrainConfig, accelerator: "Accelerator", sample: SampleHook) 
     # 2. What goes in, and what is told
     share = {"rank": accelerator.process_index, "world": accelerator.num_processes, "per_step": config.batches_per_step}
     plans = own_share(planner.plans(state.position), **share)
-    feed = training_loader(data.train, plans, workers=config.data.workers)
+    plans = HandedPlans(plans)
+    loader = training_loader(data.train, plans, workers=config.data.workers)
+    feed = StallGuard(loader, plans, config.guards, config.data)
     evaluation = Evaluation(config, learner, data)
     if main:
         _write_description(run_dir, config, learner)
-    log, means, rate = MetricsLog(run_dir, step=state.step, writes=main), Mean(), Rate()
+    log, means, rate = MetricsLog(run_dir, step=state.step, writes=main), Mean(), build_rate(config, learner)
     bad_in_a_row, saved = 0, found
 
     # 3. Steps
@@ -83,22 +88,34 @@ def _train(config: TrainConfig, accelerator: "Accelerator", sample: SampleHook) 
             now = learning_rate(config.optim, step=state.step, progress=clock.progress())
             out = learner.step(feed, number=state.step, rate=now)
             clock.tick()
-            stop, state.minutes = machine.agree(accelerator, stop=signals.asked, minutes=state.minutes)
+            stop, state.minutes, bad_calls = machine.agree(
+                accelerator, stop=signals.asked, minutes=state.minutes, bad_calls=len(out.problems)
+            )
             state.step, state.position = state.step + 1, out.after
             means.add(*out.numbers, {"grad_norm": out.norm} if out.finite else {})
-            rate.add(*out.batches)
+            rate.add(out)
             bar.advance()
 
             # 3.2 Guard
-            for problem in out.problems:
-                bar.line(problem)
-                log.write("event", state.step, {"skipped_call": problem})
+            if bad_calls:
+                state.bad_calls += bad_calls
+                for problem in itertools.chain(*machine.together(accelerator, out.problems)):
+                    bar.line(problem)
+                    log.write("event", state.step, {"skipped_call": problem})
+                if config.data.max_bad_calls is not None and state.bad_calls > config.data.max_bad_calls:
+                    raise ConfigError(f"{run_dir}: {state.bad_calls} calls could not be read; see data.max_bad_calls")
+            if out.spike:
+                text = f"step {state.step}: {out.spike} (spike_action {config.guards.spike_action})"
+                text += f"; calls {_calls(accelerator, out)}"
+                log.write("event", state.step, {"spike": text})
+                bar.line(text)
+                if config.guards.spike_action == "stop":
+                    raise ConfigError(f"{run_dir}: stopped at {text}")
             bad_in_a_row = 0 if out.finite else bad_in_a_row + 1
             if not out.finite:
                 state.bad_steps += 1
                 bar.line(f"step {state.step}: the gradient is not finite; skipped ({state.bad_steps} so far)")
-                calls = " ".join(call for batch in out.batches for call in batch.ids[:8])
-                log.write("event", state.step, {"bad_step": state.bad_steps, "calls": calls})
+                log.write("event", state.step, {"bad_step": state.bad_steps, "calls": _calls(accelerator, out)})
             if bad_in_a_row >= (1 if machine.is_sharded(accelerator) else config.max_bad_steps):
                 raise ConfigError(f"{run_dir}: {bad_in_a_row} steps in a row were not finite; lower the learning rate")
 
@@ -106,7 +123,7 @@ def _train(config: TrainConfig, accelerator: "Accelerator", sample: SampleHook) 
             last = state.step == config.max_steps or clock.time_is_up() or stop
             if state.step % config.log_every_steps == 0 or last:
                 numbers = means.take(accelerator) | rate.take(accelerator)
-                numbers |= {"learning_rate": now, "minutes": state.minutes}
+                numbers |= {"learning_rate": now, "minutes": state.minutes, "bad_calls": state.bad_calls}
                 log.write("train", state.step, numbers)
                 bar.note(state.step, _summary(numbers))
             if state.step % config.eval_every_steps == 0 or last:
@@ -142,18 +159,21 @@ class Data:
 
 
 def set_up(config: TrainConfig, accelerator: "Accelerator") -> tuple[Learner, Data]:
-    """Model, codec, tokenizer, what trains, and the calls. Raises ConfigError for what does not fit together."""
+    """Model, codec, tokenizer, what trains, and the calls. Raises one ConfigError that lists all that does not fit."""
     torch.set_flush_denormal(True)
-    origin = build_origin(config, accelerator.device)
-    trainable = trainable_names(origin.model, config.trainable) if config.trainable else []
-    if config.lora is not None:
-        origin.lora = add_lora(origin.model, config.lora, seed=config.seed)
-        trainable = origin.lora.trainable(origin.model, trainable)
+    problems, origin, stamp = Problems(), None, None
+    with problems.noted():
+        origin = build_origin(config, accelerator.device)
+        stamp = codec_hash(origin.codec)
+    with problems.noted():
+        trainable = [] if origin is None else _choose_trainable(origin, config)
+    with problems.noted():
+        sources = open_sources(config.data.sources, at=config.at, codec_hash=stamp)
+    with problems.noted():
+        valid = open_sources(config.data.valid, at=config.at, codec_hash=stamp)
+    problems.tell()
     freeze_all_but(origin.model, trainable)
     origin.model.lm.temporal.transformer.recompute = config.recompute_layers
-    stamp = codec_hash(origin.codec)
-    sources = open_sources(config.data.sources, at=config.at, codec_hash=stamp)
-    valid = open_sources(config.data.valid, at=config.at, codec_hash=stamp)
     pictures = _picture_format(origin)
     layouts = [
         build_layout(config.data, tokenizer=origin.tokenizer, stamp=sources[0][0].info.codec, training=training)
@@ -161,6 +181,15 @@ def set_up(config: TrainConfig, accelerator: "Accelerator") -> tuple[Learner, Da
     ]
     data = Data(sources, valid, CallBatches(sources, layout=layouts[0], pictures=pictures), layouts[1], pictures)
     return Learner(accelerator, origin, config, trainable), data
+
+
+def _choose_trainable(origin: Origin, config: TrainConfig) -> list[str]:
+    """Names of what learns; LoRA, where asked for, is put into the model."""
+    trainable = trainable_names(origin.model, config.trainable) if config.trainable else []
+    if config.lora is None:
+        return trainable
+    origin.lora = add_lora(origin.model, config.lora, seed=config.seed)
+    return origin.lora.trainable(origin.model, trainable)
 
 
 class Clock:
@@ -234,6 +263,20 @@ class StopSignals:
         signal.signal(number, signal.SIG_DFL)
 
 
+def build_rate(config: TrainConfig, learner: Learner) -> Rate:
+    """Counts operations, against the device's peak where that is known."""
+    peak = config.peak_tflops
+    if peak is None and learner.accelerator.device.type == "cuda":
+        peak = peak_tflops(torch.cuda.get_device_name(), precision=config.precision)
+    return Rate(learner.flops, peak_tflops=peak)
+
+
+def _calls(accelerator: "Accelerator", out: StepOut) -> str:
+    """Ids of the first calls of every batch of a step, of all processes; all must call it."""
+    own = [call for batch in out.batches for call in batch.ids[:8]]
+    return " ".join(itertools.chain(*machine.together(accelerator, own)))
+
+
 def _picture_format(origin: Origin) -> PictureFormat | None:
     tower = origin.tower
     return None if tower is None else PictureFormat(tower.image_size_px, tower.mean, tower.std)
@@ -241,7 +284,8 @@ def _picture_format(origin: Origin) -> PictureFormat | None:
 
 def _summary(numbers: dict[str, float]) -> str:
     shown = {"loss": ".3f", "text_loss": ".3f", "audio_loss": ".3f", "word_acc": ".3f", "semantic_acc": ".3f"}
-    shown |= {"gate": ".3f", "grad_norm": ".2f", "learning_rate": ".1e", "frames_per_sec": ",.0f", "minutes": ".1f"}
+    shown |= {"gate": ".3f", "grad_norm": ".2f", "learning_rate": ".1e", "frames_per_sec": ",.0f"}
+    shown |= {"mfu": ".3f", "minutes": ".1f"}
     return "  ".join(f"{name} {numbers[name]:{form}}" for name, form in shown.items() if name in numbers)
 
 

@@ -23,7 +23,9 @@ class VariantShares(StrictModel):
 
 
 class SourceConfig(StrictModel):
-    """One shard set. Calls are drawn in proportion to `weight`, moving in a line to `end_weight` (None: constant).
+    """One shard set: a folder, or a dataset of the hub as `hub:OWNER/NAME[/FOLDER]`.
+
+    Calls are drawn in proportion to `weight`, moving in a line to `end_weight` (None: constant).
 
     `visuals: drop` trains on the calls as if no picture were there. `max_frames`: calls longer than this are cropped
     anew each time they are drawn (None: as `DataConfig` says); in short crops voices are heard for the first time more
@@ -42,7 +44,8 @@ class DataConfig(StrictModel):
     """Sources by name (all of one codec), and how calls become batches (see mmspeech.data.collate.Layout).
 
     `batch_frames` bounds the frames of a batch, padding included; `pool_batches` batches are drawn at once and sorted
-    by length. `workers` 0 loads in the training process.
+    by length. `workers` 0 loads in the training process. Calls that cannot be read are left out, counted and named;
+    more than `max_bad_calls` of them end the run (None: never).
     """
 
     sources: dict[str, SourceConfig] = Field(min_length=1)
@@ -56,6 +59,7 @@ class DataConfig(StrictModel):
     keep_codebooks: int = Field(1, ge=1)
     replace_codes: float = Field(0.0, ge=0, le=0.5)
     mute_gaps: float = Field(0.0, ge=0, le=1)
+    max_bad_calls: int | None = Field(None, ge=0)
     workers: int = Field(0, ge=0)
     cached_pictures: int = Field(20_000, ge=0)
 
@@ -129,6 +133,21 @@ class LossConfig(StrictModel):
     depth_frames_share: float = Field(1.0, gt=0, le=1)
 
 
+class GuardConfig(StrictModel):
+    """When to mistrust a step or the data.
+
+    A step whose loss or gradient norm is more than `spike` spreads above the median of the last `spike_window` good
+    ones is told (`warn`), left out (`skip`; not under DeepSpeed) or ends the run (`stop`); spike null: never. When no
+    batch comes for `stall_sec` seconds that is told, or ends the run; null: never.
+    """
+
+    spike: float | None = Field(12.0, gt=1)
+    spike_window: int = Field(200, ge=20)
+    spike_action: Literal["warn", "skip", "stop"] = "warn"
+    stall_sec: float | None = Field(300.0, gt=0)
+    stall_action: Literal["warn", "stop"] = "warn"
+
+
 class TrainConfig(StrictModel):
     """One stage. Paths are relative to `root` unless absolute (`init.model` to the working directory).
 
@@ -139,8 +158,9 @@ class TrainConfig(StrictModel):
     checkpoint, `never` refuses a run directory that has one. `batches_per_step`: batches whose gradients one step
     averages; the processes of a launch share them evenly, so that the same steps are taken by any number of processes.
     `recompute_layers`: compute each layer of the temporal transformer twice instead of keeping what it made (less
-    memory, a third more time). `deepspeed`: a DeepSpeed configuration (configs/deepspeed/), for launches by torchrun or
-    deepspeed.
+    memory, a third more time). `peak_tflops`: of one device, for the model FLOPs utilisation in the log (None: by its
+    name). `device: cuda` refuses to run without one. `deepspeed`: a DeepSpeed configuration (configs/deepspeed/), for
+    launches by torchrun or deepspeed.
     """
 
     root: str = "data"
@@ -151,13 +171,15 @@ class TrainConfig(StrictModel):
     data: DataConfig
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
+    guards: GuardConfig = GuardConfig()
     max_steps: int = Field(gt=0)
     max_minutes: float | None = Field(None, gt=0)
     batches_per_step: int = Field(1, gt=0)
     deepspeed: str | None = None
     recompute_layers: bool = False
     precision: Literal["no", "bf16"] = "bf16"
-    device: Literal["auto", "cpu"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    peak_tflops: float | None = Field(None, gt=0)
     log_every_steps: int = Field(10, gt=0)
     eval_every_steps: int = Field(250, gt=0)
     eval_batches: int = Field(8, gt=0)

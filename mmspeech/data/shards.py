@@ -20,6 +20,7 @@ from mmspeech.types import Sample, Visual, Word
 
 SCHEMA_VERSION = 1
 SIDECAR = "shards.json"
+HUB = "hub:"
 
 
 class ShardError(ConfigError):
@@ -150,15 +151,12 @@ class ShardSet:
         return self.info.calls
 
     def __getitem__(self, index: int) -> Sample:
+        """Call number `index`; raises ShardError for one whose content cannot be read."""
         row = self._table[int(index)]
-        codes = np.frombuffer(row["codes"], dtype="<i2").reshape(-1, row["num_frames"])
-        return Sample(
-            id=row["id"],
-            codes=torch.from_numpy(codes.copy()),
-            words=[Word(*word) for word in json.loads(row["words"])],
-            visuals=[Visual(image=v["image"], start_sec=v["start_sec"]) for v in row["visuals"]],
-            meta=json.loads(row["meta"]),
-        )
+        try:
+            return _to_sample(row, self.info.codec)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ShardError(f"{self.path}: call {row.get('id')!r} is broken ({error}); pack again") from error
 
 
 def read_info(path: str | Path) -> ShardSetInfo:
@@ -179,6 +177,27 @@ def read_info(path: str | Path) -> ShardSetInfo:
     if missing:
         raise ShardError(f"{path}: {len(missing)} files of the set are missing (first: {missing[0]}); copy it again")
     return info
+
+
+def fetch_set(hub_path: str) -> Path:
+    """The local copy of a shard set on the hub: `hub:OWNER/NAME[/FOLDER]`, a dataset repository or a folder of one.
+
+    What was fetched before is not fetched again. Raises ShardError.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    owner, _, rest = hub_path.removeprefix(HUB).partition("/")
+    name, _, folder = rest.partition("/")
+    if not owner or not name:
+        raise ShardError(f"{hub_path}: expected {HUB}OWNER/NAME or {HUB}OWNER/NAME/FOLDER")
+    wanted = f"{folder}/*" if folder else None
+    try:
+        copy = snapshot_download(f"{owner}/{name}", repo_type="dataset", allow_patterns=wanted)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ShardError(f"{hub_path}: not to be had from the hub ({reason})") from error
+    return Path(copy) / folder
 
 
 def write_shards(path: str | Path, samples: Iterable[Sample], *, codec: CodecStamp) -> ShardSetInfo:
@@ -209,6 +228,21 @@ def _to_row(sample: Sample, codes: Tensor) -> dict[str, Any]:
         "visuals": [{"image": v.image, "start_sec": v.start_sec} for v in sample.visuals],
         "meta": json.dumps(sample.meta, ensure_ascii=False),
     }
+
+
+def _to_sample(row: dict[str, Any], codec: CodecStamp) -> Sample:
+    codes = np.frombuffer(row["codes"], dtype="<i2").reshape(2 * codec.num_codebooks, -1)
+    if codes.shape[1] != row["num_frames"] or not codes.shape[1]:
+        raise ValueError(f"{codes.shape[1]} frames, expected {row['num_frames']} and at least 1")
+    if codes.min() < -1 or codes.max() >= codec.codebook_size:
+        raise ValueError(f"codes outside -1 .. {codec.codebook_size - 1}")
+    return Sample(
+        id=row["id"],
+        codes=torch.from_numpy(codes.copy()),
+        words=[Word(*word) for word in json.loads(row["words"])],
+        visuals=[Visual(image=v["image"], start_sec=v["start_sec"]) for v in row["visuals"]],
+        meta=json.loads(row["meta"]),
+    )
 
 
 def _arrow_schema():

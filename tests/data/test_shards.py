@@ -6,7 +6,16 @@ import os
 import pytest
 import torch
 
-from mmspeech.data.shards import SIDECAR, CodecStamp, ShardError, ShardSet, ShardWriter, read_info, write_shards
+from mmspeech.data.shards import (
+    SIDECAR,
+    CodecStamp,
+    ShardError,
+    ShardSet,
+    ShardWriter,
+    fetch_set,
+    read_info,
+    write_shards,
+)
 from mmspeech.types import Sample, Visual, Word
 
 STAMP = CodecStamp(hash="0123456789abcdef", num_codebooks=2, codebook_size=16, silence_codes=(3, 5))
@@ -111,3 +120,20 @@ def test_writer_refuses_foreign_folders_wrong_shapes_and_empty_sets(tmp_path):
     with pytest.raises(ShardError, match="no call was written"):
         write_shards(tmp_path / "set", [], codec=STAMP)
     assert not (tmp_path / "set").exists()
+
+
+def test_a_set_of_the_hub_is_a_folder_of_a_dataset(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, **options):
+        asked.append((repository, options))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert fetch_set("hub:someone/calls/shards/train") == tmp_path / "shards/train"
+    assert fetch_set("hub:someone/calls") == tmp_path
+    kind = {"repo_type": "dataset"}
+    assert asked[0] == ("someone/calls", kind | {"allow_patterns": "shards/train/*"})
+    assert asked[1] == ("someone/calls", kind | {"allow_patterns": None})
+    with pytest.raises(ShardError, match="hub:calls: expected hub:OWNER/NAME or"):
+        fetch_set("hub:calls")

@@ -1,6 +1,8 @@
 """Several processes, really launched: they take the steps one would, and go on from each other's checkpoints."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 from mmspeech.checkpoint import MODEL, load_model
 from mmspeech.config import ConfigError
 from train.checkpointing import STATE
+from train.lora import LORA
 from train.recipe import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +66,10 @@ def reference(tmp_path_factory):
     return {}
 
 
-@pytest.mark.parametrize("mode", ["ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"])
+SLOW = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("zero1", "zero2", "zero2_offload", "zero3_offload")]
+
+
+@pytest.mark.parametrize("mode", ["ddp", "zero3", *SLOW])
 def test_two_processes_take_the_steps_of_one_and_one_goes_on_from_theirs(
     mode, make_config, small_checkpoint, reference, tmp_path
 ):
@@ -82,28 +88,47 @@ def test_two_processes_take_the_steps_of_one_and_one_goes_on_from_theirs(
     assert still and all(torch.equal(before[name], after[name]) for name in still)
 
 
-@pytest.mark.parametrize("preset", ["single", "zero1", "zero2", "zero3", "zero2_two_nodes"])
-def test_every_accelerate_preset_that_runs_on_cpus(preset, make_config, tmp_path):
-    """Two machines are two launches here. `ddp` needs GPUs."""
-    file = tmp_path / "run.yaml"
-    file.write_text(yaml.safe_dump(make_config(max_steps=1, batches_per_step=2).model_dump(mode="json")))
-    nodes = 2 if preset.endswith("two_nodes") else 1
-    processes = 1 if preset == "single" else 2
-    base = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configs/accelerate/{preset}.yaml"]
-    port = str(29600 + os.getpid() % 300)
-    launches = [
-        [*base, "--num_processes", str(processes), "--machine_rank", str(rank), "--main_process_port", port]
-        + ["-m", "train", "--config", str(file)]
-        for rank in range(nodes)
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    runs = [
-        subprocess.Popen(run, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for run in launches
-    ]
-    output = [run.communicate()[0] for run in runs]
-    assert [run.returncode for run in runs] == [0] * nodes, output[0][-4000:]
-    assert (make_config().run_dir / "checkpoints/step_00000001").is_dir()
+@pytest.mark.slow
+def test_zero3_holds_its_share_and_one_layer(make_config, small_checkpoint, tmp_path):
+    """With nothing fetched ahead or kept: what a process holds beside its share is one layer at a time."""
+    strict = tmp_path / "zero3.json"
+    now = {
+        "max_live_parameters": 0,
+        "max_reuse_distance": 0,
+        "prefetch_bucket_size": 0,
+        "param_persistence_threshold": 0,
+    }
+    settings = {"stage": 3} | {f"stage3_{name}": value for name, value in now.items()}
+    strict.write_text(json.dumps({"zero_optimization": settings}))
+    run = command(make_config(batches_per_step=2, precision="no"), "ddp", tmp_path)
+    run += [f"deepspeed={strict}", "--dry-run"]
+    done = subprocess.run(run, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    held = {name: int(n.replace(",", "")) for name, n in re.findall(r"(parameters[a-z ]*?) *│ *([\d,]+)", done.stdout)}
+    assert held.keys() == {"parameters", "parameters of this process", "parameters whole at once"}
+    model = load_model(small_checkpoint).model
+    assert held["parameters"] == sum(p.numel() for name, p in model.named_parameters() if "tower." not in name)
+    assert held["parameters of this process"] <= held["parameters"] / 2 + len(list(model.parameters()))
+    layers = [*model.lm.temporal.transformer.layers, *model.lm.depth.children(), *model.lm.temporal.children()]
+    assert held["parameters whole at once"] <= max(sum(p.numel() for p in layer.parameters()) for layer in layers)
+
+
+@pytest.mark.parametrize("mode", ["ddp", "zero2", "zero3"])
+def test_lora_in_two_processes(mode, make_config, small_checkpoint, reference, tmp_path):
+    lora = {"rank": 4, "alpha": 8}
+    settings = {"precision": "no", "batches_per_step": 4, "optim": OPTIM, "trainable": ["adapters"], "lora": lora}
+    if "lora" not in reference:
+        reference["lora"] = launch(make_config(run="whole", **settings), "one", tmp_path)
+    half = make_config(run=mode, max_steps=2, **settings)
+    launch(half, mode, tmp_path)
+    shutil.copytree(half.run_dir, tmp_path / "alone")
+    whole = launch(make_config(run=mode, **settings), mode, tmp_path)
+    alone = launch(make_config(run="alone", **settings), "one", tmp_path)
+    for folder in (whole, alone):
+        assert furthest(folder, reference["lora"]) < 1e-5
+        pairs, expected = (load_file(checkpoint / LORA) for checkpoint in (folder, reference["lora"]))
+        assert pairs.keys() == expected.keys()
+        assert all((pairs[name] - expected[name]).abs().max() < 1e-5 for name in pairs)
 
 
 def test_a_killed_launch_goes_on(make_config, tmp_path):
