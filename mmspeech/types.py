@@ -13,12 +13,14 @@ class VisualContext:
 
     keys, values: one pair for all layers (shared projections) or one per looking layer; each [B, S, D].
     onset_frames: [B, S] long: the first position (frame of the call) that may look at a token.
-    A token no position may see (padding, or a row without a picture) has onset NEVER.
+    A token no position may see (padding, or a row without a picture) has onset NEVER. at_once: all tokens of a row have
+    the same onset (a promise, which spares attention its mask).
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     onset_frames: Tensor
+    at_once: bool = False
 
     NEVER = torch.iinfo(torch.int64).max
 

@@ -14,7 +14,7 @@ from train.guards import SpikeGuard, memory_explained
 from train.lora import gather_together
 from train.machine import is_sharded
 from train.optim import build_optimizer, set_learning_rate
-from train.parts import FeatureCache, Objective, Origin, to_device
+from train.parts import FeatureCache, Objective, Origin, lower_frozen, to_device
 from train.settings import TrainConfig
 
 if TYPE_CHECKING:
@@ -47,8 +47,14 @@ class Learner:
 
     def __init__(self, accelerator: "Accelerator", origin: Origin, config: TrainConfig, trainable: list[str]):
         self.accelerator, self.origin, self.trainable, self.config = accelerator, origin, trainable, config
+        on_gpu = accelerator.device.type == "cuda" and not is_sharded(accelerator)
+        if config.frozen_precision == "bf16" or (
+            config.frozen_precision == "auto" and on_gpu and config.precision == "bf16"
+        ):
+            lower_frozen(origin.model)
         self.optimizer = build_optimizer(origin.model.to(accelerator.device), config.optim)
-        self.objective, self._wrapped = Objective(origin.model, config.loss), self.optimizer
+        self.objective = Objective(origin.model, config.loss, batch_frames=config.data.batch_frames)
+        self._wrapped = self.optimizer
         shapes = {name: list(parameter.shape) for name, parameter in origin.model.named_parameters()}
         self.listing = "".join(f"{name} {shapes[name]}\n" for name in trainable)
         self.trained_numbers = sum(math.prod(shapes[name]) for name in trainable)

@@ -1,5 +1,6 @@
 """Puts together what a run trains: from a checkpoint, or fresh from a model configuration."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from mmspeech.vision.encoder import VisionTower
     from train.lora import Lora
 
+PIECE_LOGITS = 2**26  # a quarter of a GiB in float32, and its gradient as much again
+
 
 @dataclass
 class Origin:
@@ -39,12 +42,21 @@ class Origin:
 
 
 class Objective(nn.Module):
-    """Model and loss in one forward, as wrappers for several processes need it."""
+    """Model and loss in one forward, as wrappers for several processes need it.
 
-    def __init__(self, model: VisionSpeechModel, weights: LossConfig):
+    `batch_frames`: of the largest batch to come; it decides how many pieces the loss runs in, where `config` does not.
+    """
+
+    def __init__(self, model: VisionSpeechModel, config: LossConfig, *, batch_frames: int):
         super().__init__()
         self.model = model
-        self.weights = LossWeights(**weights.model_dump())
+        lm = model.config.lm
+        codebooks = lm.num_codebooks if config.depth_codebooks is None else config.depth_codebooks
+        if codebooks > lm.num_codebooks:
+            raise ConfigError(f"loss.depth_codebooks {codebooks}: the model has {lm.num_codebooks}; set at most that")
+        widest = max(lm.text_card, codebooks * lm.audio_card * config.depth_frames_share)
+        pieces = math.ceil(batch_frames * widest / PIECE_LOGITS) if config.pieces is None else config.pieces
+        self.weights = LossWeights(**config.model_dump() | {"pieces": pieces})
 
     def forward(self, batch: Batch) -> LossOut:
         generator = None if batch.seed is None else torch.Generator().manual_seed(batch.seed)
@@ -100,6 +112,13 @@ def build_origin(config: TrainConfig, device: torch.device) -> Origin:
     if origin.tower is not None:
         origin.tower.to(device)
     return origin
+
+
+def lower_frozen(model: nn.Module) -> None:
+    """Keep the matrices that do not learn in bfloat16 only: no float32 copy, and nothing to cast in each step."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad and parameter.ndim >= 2:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

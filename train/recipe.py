@@ -174,6 +174,8 @@ def set_up(config: TrainConfig, accelerator: "Accelerator") -> tuple[Learner, Da
     problems.tell()
     freeze_all_but(origin.model, trainable)
     origin.model.lm.temporal.transformer.recompute = config.recompute_layers
+    if config.compile_layers:
+        origin.model.lm.temporal.transformer.compile_layers()
     pictures = _picture_format(origin)
     layouts = [
         build_layout(config.data, tokenizer=origin.tokenizer, stamp=sources[0][0].info.codec, training=training)

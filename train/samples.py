@@ -38,13 +38,16 @@ def answer(origin: "Origin", sample: Sample) -> list[FrameOut]:
 
     lm = origin.model.lm
     device = next(lm.parameters()).device
-    generator = FrameGenerator(lm, 1, origin.config.generation, seed=0)
-    generator.see(_look(origin, sample, device))
-    user = speaker_rows(sample.codes.long())[1].to(device)
-    # In training the model predicts a frame from the user's frames before it: each is heard one step later.
-    heard = torch.nn.functional.pad(user, (1, 0), value=NOTHING)
-    steps = (generator.step(heard[None, :, frame]) for frame in range(user.shape[1]))
-    return [out for out in steps if out is not None]
+    # Frozen parts may be in bfloat16 beside trained ones in float32.
+    mixed = len({parameter.dtype for parameter in origin.model.parameters()}) > 1
+    with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+        generator = FrameGenerator(lm, 1, origin.config.generation, seed=0)
+        generator.see(_look(origin, sample, device))
+        user = speaker_rows(sample.codes.long())[1].to(device)
+        # In training the model predicts a frame from the user's frames before it: each is heard one step later.
+        heard = torch.nn.functional.pad(user, (1, 0), value=NOTHING)
+        steps = (generator.step(heard[None, :, frame]) for frame in range(user.shape[1]))
+        return [out for out in steps if out is not None]
 
 
 def _look(origin: "Origin", sample: Sample, device: torch.device) -> VisualContext | None:

@@ -125,12 +125,14 @@ class LoraSettings(StrictModel):
 
 
 class LossConfig(StrictModel):
-    """See mmspeech.lm.loss.LossWeights."""
+    """See mmspeech.lm.loss.LossWeights. `pieces` None: as many as `data.batch_frames` asks for (see train.parts)."""
 
     text_pad: float = Field(0.5, ge=0)
     first_codebook: float = Field(10.0, ge=0)
     audio: float = Field(1.0, ge=0)
     depth_frames_share: float = Field(1.0, gt=0, le=1)
+    depth_codebooks: int | None = Field(None, gt=0)
+    pieces: int | None = Field(None, gt=0)
 
 
 class GuardConfig(StrictModel):
@@ -158,9 +160,11 @@ class TrainConfig(StrictModel):
     checkpoint, `never` refuses a run directory that has one. `batches_per_step`: batches whose gradients one step
     averages; the processes of a launch share them evenly, so that the same steps are taken by any number of processes.
     `recompute_layers`: compute each layer of the temporal transformer twice instead of keeping what it made (less
-    memory, a third more time). `peak_tflops`: of one device, for the model FLOPs utilisation in the log (None: by its
-    name). `device: cuda` refuses to run without one. `deepspeed`: a DeepSpeed configuration (configs/deepspeed/), for
-    launches by torchrun or deepspeed.
+    memory, a third more time). `compile_layers`: torch.compile for these layers (minutes at the start, faster steps on
+    GPUs). `frozen_precision`: bf16 keeps the matrices that do not learn in bfloat16 only, in memory and in checkpoints;
+    auto does so on GPUs when `precision` is bf16 (under DeepSpeed its own configuration decides). `peak_tflops`: of one
+    device, for the model FLOPs utilisation in the log (None: by its name). `device: cuda` refuses to run without one.
+    `deepspeed`: a DeepSpeed configuration (configs/deepspeed/), for launches by torchrun or deepspeed.
     """
 
     root: str = "data"
@@ -177,6 +181,8 @@ class TrainConfig(StrictModel):
     batches_per_step: int = Field(1, gt=0)
     deepspeed: str | None = None
     recompute_layers: bool = False
+    compile_layers: bool = False
+    frozen_precision: Literal["auto", "no", "bf16"] = "auto"
     precision: Literal["no", "bf16"] = "bf16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     peak_tflops: float | None = Field(None, gt=0)

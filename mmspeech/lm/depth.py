@@ -28,7 +28,7 @@ class DepthState(State):
 class StepLinear(nn.Module):
     """One matrix per step, weight [K, out, in]: x [k, M, in] of the steps from `first` on -> [k, M, out].
 
-    x [M, in] goes through the matrices of all steps -> [K, M, out].
+    x [M, in] goes through the matrices of the first `count` steps (None: of all) -> [count, M, out].
     """
 
     def __init__(self, num_steps: int, in_dim: int, out_dim: int):
@@ -36,9 +36,10 @@ class StepLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_steps, out_dim, in_dim))
         nn.init.uniform_(self.weight, -(in_dim**-0.5), in_dim**-0.5)
 
-    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+    def forward(self, x: Tensor, first: int = 0, count: int | None = None) -> Tensor:
         if x.dim() == 2:
-            return F.linear(x, self.weight.flatten(0, 1)).unflatten(-1, self.weight.shape[:2]).transpose(0, 1)
+            weight = self.weight[:count]
+            return F.linear(x, weight.flatten(0, 1)).unflatten(-1, weight.shape[:2]).transpose(0, 1)
         if x.shape[0] == 1:
             return F.linear(x[0], self.weight[first])[None]
         return torch.bmm(x, self.weight[first : first + x.shape[0]].transpose(1, 2))
@@ -111,14 +112,17 @@ class DepthTransformer(nn.Module):
         )
 
     def forward(self, hidden: Tensor, text: Tensor, codes: Tensor) -> Tensor:
-        """Teacher-forced: hidden [..., D], text [...], codes [..., K] of the same frames -> logits [..., K, card]."""
+        """Teacher-forced: hidden [..., D], text [...], codes [..., K] of the same frames -> logits [..., K, card].
+
+        With the codes of the first codebooks only, only their steps are run.
+        """
         lead = text.shape
         hidden, text = hidden.reshape(-1, hidden.shape[-1]), text.reshape(-1)
-        codes = codes.reshape(-1, self.num_codebooks)
+        codes = codes.reshape(-1, codes.shape[-1])
         earlier = codes[:, :-1].t()
         starts = torch.arange(earlier.shape[0], device=codes.device)[:, None] * self.audio_rows
         tokens = torch.cat([_embed(text[None], self.text_emb), _embed(earlier, self.audio_emb, starts)])
-        x = self.hidden_in(hidden) + tokens
+        x = self.hidden_in(hidden, count=codes.shape[1]) + tokens
         return self._run(x).transpose(0, 1).unflatten(0, lead)
 
     @torch.no_grad()

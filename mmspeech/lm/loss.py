@@ -1,11 +1,13 @@
 """The training loss: next text token and next own codes, each a weighted mean in float32."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mmspeech.lm.model import DuplexLM, VisionSpeechModel
 from mmspeech.types import Batch, VisualContext
@@ -16,13 +18,20 @@ class LossWeights:
     """text_pad: weight of PAD and EPAD targets; first_codebook: of the semantic codebook against each other one.
 
     audio: of the audio loss in the sum. depth_frames_share: share of the frames with audio that the depth transformer
-    trains on in a step, drawn at random; frames whose audio_weight is above 1 are always taken.
+    trains on in a step, drawn at random; frames whose audio_weight is above 1 are always taken. depth_codebooks: it
+    trains on the first so many codebooks (None: on all).
+
+    pieces: what comes after the temporal transformer (text head, depth transformer and their cross-entropies) runs in
+    so many pieces of the frames, again in the backward pass, so that the logits of one piece live at a time. The
+    loss stays the same. A fixed number, as processes that share parameters meet in every piece.
     """
 
     text_pad: float = 0.5
     first_codebook: float = 1.0
     audio: float = 1.0
     depth_frames_share: float = 1.0
+    depth_codebooks: int | None = None
+    pieces: int = 1
 
 
 @dataclass
@@ -42,8 +51,9 @@ class LossOut:
     def numbers(self) -> dict[str, float]:
         """All of it as floats; what a batch had none of is left out."""
         parts = {"loss": self.loss, "text_loss": self.text_loss, "audio_loss": self.audio_loss, **self.metrics}
-        values = {name: float(value.detach()) for name, value in parts.items()}
-        return {name: value for name, value in values.items() if math.isfinite(value)}
+        # One transfer: each of its own would wait for the device.
+        values = torch.stack([value.detach().float() for value in parts.values()]).tolist()
+        return {name: value for name, value in zip(parts, values, strict=True) if math.isfinite(value)}
 
 
 def duplex_loss(
@@ -57,9 +67,9 @@ def duplex_loss(
     visual = None if model.projector is None else see_batch(model, batch)
     lm = model.lm
     columns, held = lm.layout.delay(batch.codes)
-    out = lm(columns[..., :-1], visual=visual)
+    out = lm(columns[..., :-1], visual=visual, logits=False)
     target, held = columns[..., 1:], held[:, 1:]
-    text_loss, metrics = _text_loss(lm, out.text_logits, target[:, 0], batch.text_weight, weights)
+    text_loss, metrics = _text_loss(lm, out.hidden, target[:, 0], batch.text_weight, weights)
     audio_loss, audio_metrics = _audio_loss(lm, out.hidden, target, held, batch.audio_weight, weights, generator)
     metrics |= audio_metrics
     seeing = out.gate > 0
@@ -93,25 +103,31 @@ def see_batch(model: VisionSpeechModel, batch: Batch) -> VisualContext:
     onset = torch.full((batch_size, count, tokens), VisualContext.NEVER, device=features.device)
     own = batch.onset_frames[:, None].expand(pictures, tokens)
     onset[rows, place] = own if mask is None else own.masked_fill(~mask, VisualContext.NEVER)
-    return model.see(seen.flatten(1, 2), onset.flatten(1, 2))
+    visual = model.see(seen.flatten(1, 2), onset.flatten(1, 2))
+    return replace(visual, at_once=count == 1 and mask is None)
 
 
 def _text_loss(
-    lm: DuplexLM, logits: Tensor, target: Tensor, frame_weight: Tensor, weights: LossWeights
+    lm: DuplexLM, hidden: Tensor, target: Tensor, frame_weight: Tensor, weights: LossWeights
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """logits [B, T, V], target and frame_weight [B, T]."""
+    """hidden [B, T, D], target and frame_weight [B, T]; runs the text head on the frames that count."""
     delay = lm.layout.delays[0]
     weight = F.pad(frame_weight, (delay, 0))[:, : target.shape[1]]
     present = (target >= 0) & (target < lm.config.text_card)
     pad = (target == lm.config.text_pad_id) | (target == lm.config.text_epad_id)
     weight = weight * present * torch.where(pad, weights.text_pad, 1.0)
-    entropy = F.cross_entropy(logits.float().flatten(0, 1), (target * present).flatten(), reduction="none")
-    correct, counted = logits.argmax(dim=-1) == target, weight > 0
+    counted = weight > 0
+    pad, weight = pad[counted], weight[counted]
+
+    def score(hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return _entropy(lm.temporal.text_linear(hidden), target)
+
+    entropy, correct = _in_pieces(score, weights.pieces, hidden[counted], target[counted])
     metrics = {
-        "word_acc": _ratio((correct & counted & ~pad).sum(), (counted & ~pad).sum()),
-        "pad_acc": _ratio((correct & counted & pad).sum(), (counted & pad).sum()),
+        "word_acc": _ratio((correct & ~pad).sum(), (~pad).sum()),
+        "pad_acc": _ratio((correct & pad).sum(), pad.sum()),
     }
-    return _weighted_mean(entropy, weight.flatten()), metrics
+    return _weighted_mean(entropy, weight), metrics
 
 
 def _audio_loss(
@@ -124,25 +140,48 @@ def _audio_loss(
     generator: torch.Generator | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """hidden [B, T, D], target [B, R, T], held [R, T], frame_weight [B, T]; runs the depth transformer."""
-    own = lm.layout.own
+    count = lm.layout.num_codebooks if weights.depth_codebooks is None else weights.depth_codebooks
+    own = slice(lm.layout.own.start, lm.layout.own.start + count)
     text, codes = target[:, 0], target[:, own].transpose(1, 2)
     per_code = frame_weight[:, None].expand(-1, codes.shape[2], -1)
     weight = lm.layout.shift(per_code, fill=0.0, rows=own)[0][..., 1:].transpose(1, 2)
     weight = weight * (held[own].t() & (codes >= 0))
     chosen = _choose_frames(weight.amax(dim=2), weights.depth_frames_share, generator)
     codes, weight = codes[chosen], weight[chosen]
-    logits = lm.depth(hidden[chosen], text[chosen], codes)
+    present = weight > 0
+
+    def score(hidden: Tensor, text: Tensor, codes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return _entropy(lm.depth(hidden, text, codes), target)
+
+    pieces = hidden[chosen], text[chosen], codes, codes * present
+    entropy, correct = _in_pieces(score, weights.pieces, *pieces)
     codebook_weight = torch.ones(codes.shape[1], device=weight.device)
     codebook_weight[0] = weights.first_codebook
-    present = weight > 0
-    entropy = F.cross_entropy(logits.float().flatten(0, 1), (codes * present).flatten(), reduction="none")
-    correct = (logits.argmax(dim=-1) == codes) & present
+    correct = correct & present
     metrics = {
         "semantic_acc": _ratio(correct[:, 0].sum(), present[:, 0].sum()),
         "acoustic_acc": _ratio(correct[:, 1:].sum(), present[:, 1:].sum()),
-        "depth_frames": torch.tensor(float(codes.shape[0])),
+        "depth_frames": torch.tensor(float(codes.shape[0]), device=weight.device),
     }
-    return _weighted_mean(entropy, (weight * codebook_weight).flatten()), metrics
+    return _weighted_mean(entropy, weight * codebook_weight), metrics
+
+
+def _entropy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """logits [..., V], target [...] -> cross-entropy in float32 and whether the likeliest id is the target, [...]."""
+    entropy = F.cross_entropy(logits.float().flatten(0, -2), target.flatten(), reduction="none")
+    return entropy.view(target.shape), logits.detach().argmax(dim=-1) == target
+
+
+def _in_pieces(score: Callable, count: int, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """`score` of inputs [M, ...], cut along M into `count` pieces that may be empty; each result is [M, ...] again."""
+    if count == 1:
+        return score(*inputs)
+    results = [
+        checkpoint(score, *piece, use_reentrant=False)
+        for piece in zip(*(tensor.tensor_split(count) for tensor in inputs), strict=True)
+    ]
+    entropy, correct = (torch.cat(parts) for parts in zip(*results, strict=True))
+    return entropy, correct
 
 
 def _choose_frames(weight: Tensor, share: float, generator: torch.Generator | None) -> Tensor:

@@ -31,16 +31,22 @@ class DuplexLM(nn.Module):
         return self.temporal.transformer.init_state(batch_size, max_steps=max_steps, device=device, dtype=dtype)
 
     def forward(
-        self, codes: Tensor, *, visual: VisualContext | None = None, state: TransformerState | None = None
+        self,
+        codes: Tensor,
+        *,
+        visual: VisualContext | None = None,
+        state: TransformerState | None = None,
+        logits: bool = True,
     ) -> LMOut:
-        """Columns [B, 1 + 2K, T] (delays applied, see StreamLayout) -> LMOut for the columns that follow.
+        """Columns [B, 1 + 2K, T] (delays applied, see StreamLayout) -> LMOut for the columns that follow, with text
+        logits if `logits`.
 
         Ids: -1 (nothing here) up to the card of the stream (the initial token). They are checked where that costs no
         wait for the device: offline, and on CPU; a ValueError names the row.
         """
         if state is None or codes.device.type == "cpu":
             self._check(codes)
-        return self.temporal(codes, visual=visual, state=state)
+        return self.temporal(codes, visual=visual, state=state, logits=logits)
 
     def depth_logits(self, hidden: Tensor, text: Tensor, codes: Tensor) -> Tensor:
         """hidden [B, T, D], text [B, T] and own codes [B, K, T] of the predicted columns -> logits [B, T, K, card]."""

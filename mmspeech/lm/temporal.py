@@ -17,13 +17,13 @@ EMBEDDING_STD = 0.05
 
 @dataclass
 class LMOut:
-    """hidden [B, T, D] (normed; the depth transformer reads it), text_logits [B, T, V], gate [B, T].
+    """hidden [B, T, D] (normed; the depth transformer reads it), text_logits [B, T, V] or None, gate [B, T].
 
     gate: mean over channels and the last ten layers of how far the model lets what it sees in; 0 without a picture.
     """
 
     hidden: Tensor
-    text_logits: Tensor
+    text_logits: Tensor | None
     gate: Tensor
 
 
@@ -48,7 +48,10 @@ class TokenEmbedding(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """Streams [B, 1 + 2K, T] with delays applied -> LMOut. Ids run to text_card and audio_card (the initial tokens)."""
+    """Streams [B, 1 + 2K, T] with delays applied -> LMOut. Ids run to text_card and audio_card (the initial tokens).
+
+    With `logits` false the text head stays out: a loss runs it on the frames that it counts.
+    """
 
     def __init__(
         self,
@@ -71,7 +74,12 @@ class TemporalTransformer(nn.Module):
         self.text_linear = nn.Linear(dim, text_card, bias=False)
 
     def forward(
-        self, codes: Tensor, *, visual: VisualContext | None = None, state: TransformerState | None = None
+        self,
+        codes: Tensor,
+        *,
+        visual: VisualContext | None = None,
+        state: TransformerState | None = None,
+        logits: bool = True,
     ) -> LMOut:
         x = self.text_emb(codes[:, :1]) + self.audio_emb(codes[:, 1:])
         gate = torch.zeros(x.shape[:2], device=x.device)
@@ -80,7 +88,7 @@ class TemporalTransformer(nn.Module):
         else:
             x, gate = self._look(x, gate, visual, state)
         hidden = self.out_norm(x)
-        return LMOut(hidden, self.text_linear(hidden), gate)
+        return LMOut(hidden, self.text_linear(hidden) if logits else None, gate)
 
     def _look(
         self, x: Tensor, gate: Tensor, visual: VisualContext, state: TransformerState | None

@@ -18,29 +18,53 @@ class AttentionState(State):
     values: Tensor
 
 
+BLOCK_STEPS = 128
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries that look at the same stretch of keys; mask [queries, keys], true where one may look."""
+
+    queries: slice
+    keys: slice
+    mask: Tensor
+
+
 @dataclass(frozen=True)
 class Steps:
     """What all layers of one forward share.
 
-    positions [B or 1, T]; turns: rotary factors or None; mask: bool, true where a query may look, [T, T] offline or
-    [B, 1, T, C] in a stream, None for the plain causal mask; slots [B, 1, T, 1]: where a stream writes its steps.
+    positions [B or 1, T]; turns: rotary factors or None. A stream has mask [B, 1, T, C], true where a query may look,
+    and slots [B, 1, T, 1]: where it writes its steps. Offline there are blocks when the window is shorter than the
+    sequence, and otherwise the plain causal mask, which needs neither.
     """
 
     positions: Tensor
     turns: Tensor | None
-    mask: Tensor | None
-    slots: Tensor | None
+    mask: Tensor | None = None
+    slots: Tensor | None = None
+    blocks: tuple[Block, ...] = ()
 
 
 def offline_steps(num_steps: int, *, context: int, head_dim: int, max_period: float | None, device) -> Steps:
     """Positions 0..T-1, each seeing itself and the `context - 1` steps before it."""
-    positions = torch.arange(num_steps, device=device)
-    mask = None
-    if num_steps > context:
-        distance = positions[:, None] - positions
-        mask = (distance >= 0) & (distance < context)
-    positions = positions[None]
-    return Steps(positions, _turns(positions, head_dim, max_period), mask, None)
+    positions = torch.arange(num_steps, device=device)[None]
+    blocks = _blocks(num_steps, context, device) if num_steps > context else ()
+    return Steps(positions, _turns(positions, head_dim, max_period), blocks=blocks)
+
+
+def _blocks(num_steps: int, context: int, device) -> tuple[Block, ...]:
+    """Blocks of queries with the keys in reach of any of them: the work grows with the sequence, not its square."""
+    width, before = max(context, BLOCK_STEPS), context - 1
+    keys = torch.arange(before + width, device=device)
+    ahead = keys - torch.arange(width, device=device)[:, None]
+    mask = (ahead >= 0) & (ahead < context)
+    blocks = []
+    for start in range(0, num_steps, width):
+        stop, first = min(start + width, num_steps), max(start - before, 0)
+        own = mask[: stop - start, first - start + before : stop - start + before]
+        blocks.append(Block(slice(start, stop), slice(first, stop), own))
+    return tuple(blocks)
 
 
 def streaming_steps(
@@ -95,5 +119,14 @@ class CausalSelfAttention(nn.Module):
             key = state.keys.scatter_(2, slots, key.detach().to(state.keys.dtype))
             value = state.values.scatter_(2, slots, value.detach().to(state.values.dtype))
             query = query.to(key.dtype)
-        y = F.scaled_dot_product_attention(query, key, value, attn_mask=steps.mask, is_causal=steps.mask is None)
+        if steps.blocks:
+            parts = [
+                F.scaled_dot_product_attention(
+                    query[:, :, block.queries], key[:, :, block.keys], value[:, :, block.keys], attn_mask=block.mask
+                )
+                for block in steps.blocks
+            ]
+            y = torch.cat(parts, dim=2)
+        else:
+            y = F.scaled_dot_product_attention(query, key, value, attn_mask=steps.mask, is_causal=steps.mask is None)
         return self.out_proj(y.transpose(1, 2).flatten(2).to(x.dtype))

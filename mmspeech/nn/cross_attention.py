@@ -27,7 +27,7 @@ class CrossProjections(nn.Module):
         keys, values = self.kv_proj(source).chunk(2, dim=-1)
         return keys, values
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None) -> Tensor:
         query, keys, values = (
             y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in (self.q_proj(x), keys, values)
         )
@@ -62,16 +62,19 @@ class Gate(nn.Module):
 class Sight:
     """What the steps of one forward see: mask [B, 1, T, S] and blind [B, T, 1], true where a step sees nothing.
 
-    A blind step attends to everything, so that its softmax is finite, and its update is dropped.
+    A blind step attends to everything, so that its softmax is finite, and its update is dropped. Where each row's
+    tokens come at once, a step sees all of them or is blind, and there is no mask.
     """
 
     context: VisualContext
-    mask: Tensor
+    mask: Tensor | None
     blind: Tensor
 
 
 def sight_of(context: VisualContext, positions: Tensor) -> Sight:
     """Match tokens [B, S] with positions [B or 1, T]: a token is seen from its onset on."""
+    if context.at_once:
+        return Sight(context, None, (context.onset_frames[:, None, 0] > positions)[..., None])
     visible = context.onset_frames[:, None, :] <= positions[:, :, None]
     blind = ~visible.any(dim=-1, keepdim=True)
     return Sight(context, (visible | blind)[:, None], blind)
@@ -130,7 +133,7 @@ class Fusion(nn.Module):
         if len(self.gates):
             gate = self.gates[own_gate](update)
             update = update * gate
-            openness = gate.detach().float().mean(dim=-1).masked_fill(sight.blind[..., 0], 0.0)
+            openness = gate.detach().mean(dim=-1, dtype=torch.float32).masked_fill(sight.blind[..., 0], 0.0)
         if self.factors is not None:
             update = update * self.factors[i]
         return x + update.masked_fill(sight.blind, 0.0), openness

@@ -1,5 +1,7 @@
 """The loss counts what it should, with the weights it should."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -157,3 +159,68 @@ def test_bfloat16_autocast(make_model, make_codes):
     out.loss.backward()
     assert out.loss.dtype == torch.float32
     assert out.loss.item() == pytest.approx(exact.loss.item(), rel=0.05)
+
+
+def gradients(model, batch: Batch, weights: LossWeights) -> tuple[list[float], list]:
+    model.zero_grad()
+    out = duplex_loss(model, batch, weights=weights)
+    out.loss.backward()
+    return list(out.numbers().values()), [parameter.grad.clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("pieces", [2, 5, 100])
+def test_pieces_change_nothing(pieces, make_model, make_codes):
+    """Nor do more pieces than frames, of which some are empty."""
+    model = make_model()
+    some = (torch.rand(2, 12, generator=torch.Generator().manual_seed(1)) < 0.7).float()
+    batch = batch_of(make_codes(model), text_weight=some, audio_weight=some.flip(1))
+    numbers, whole = gradients(model, batch, LossWeights(first_codebook=3.0))
+    again, cut = gradients(model, batch, LossWeights(first_codebook=3.0, pieces=pieces))
+    assert again == pytest.approx(numbers, rel=1e-6)
+    for expected, found in zip(whole, cut, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_pieces_bound_what_is_kept(make_model, make_codes):
+    model = make_model(text_card=2000)
+    batch = batch_of(make_codes(model, num_frames=40))
+    kept = {}
+    for pieces in (1, 8):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            duplex_loss(model, batch, weights=LossWeights(pieces=pieces))
+        kept[pieces] = max(sizes)
+    assert kept[1] >= 80 * 2000 > 4 * kept[8]
+
+
+def test_the_first_codebooks_alone(make_model, make_codes):
+    """As if the others had no audio, and without running their steps."""
+    model = make_model()
+    codes = make_codes(model)
+    hidden, text = torch.randn(5, 16), torch.tensor([1, 2, 3, 4, 5])
+    own = codes[0, 1:4, :5].t()
+    for count in (1, 2):
+        torch.testing.assert_close(
+            model.lm.depth(hidden, text, own[:, :count]), model.lm.depth(hidden, text, own)[:, :count]
+        )
+    out = duplex_loss(model, batch_of(codes), weights=LossWeights(depth_codebooks=1))
+    assert out.metrics["acoustic_acc"].isnan() and not out.metrics["semantic_acc"].isnan()
+    out.audio_loss.backward()
+    assert model.lm.depth.audio_linear.weight.grad[0].any() and not model.lm.depth.audio_linear.weight.grad[1:].any()
+    first = duplex_loss(model, batch_of(codes), weights=LossWeights(first_codebook=1e9))
+    assert out.audio_loss.item() == pytest.approx(first.audio_loss.item(), rel=1e-5)
+
+
+def test_pictures_that_come_at_once_need_no_mask(make_model, make_codes):
+    """One picture for some rows, at different times: what attention does with a mask and without is the same."""
+    model = make_model()
+    batch = batch_of(
+        make_codes(model, batch_size=3), pixels=torch.randn(2, 3, 2, 2), picture_rows=torch.tensor([2, 0]),
+        onset_frames=torch.tensor([4, 0]),
+    )  # fmt: skip
+    visual = see_batch(model, batch)
+    assert visual.at_once
+    columns = model.lm.layout.delay(batch.codes)[0][..., :-1]
+    plain, masked = (model.lm(columns, visual=replace(visual, at_once=at_once)) for at_once in (True, False))
+    torch.testing.assert_close(plain.hidden, masked.hidden, atol=1e-6, rtol=1e-6)
+    assert torch.equal(plain.gate == 0, masked.gate == 0)

@@ -1,8 +1,11 @@
 """Streaming equals offline, nothing sees the future, states belong to their callers."""
 
+from functools import partial
+
 import pytest
 import torch
 
+from mmspeech.nn.attention import BLOCK_STEPS, CausalSelfAttention, Steps, offline_steps
 from mmspeech.nn.layers import RMSNorm, build_norm
 from mmspeech.nn.rope import rotate, rotation
 from mmspeech.nn.transformer import Transformer
@@ -151,3 +154,37 @@ def test_recomputed_layers_give_the_same_gradients():
     kept = gradients()
     model.recompute = True
     assert all(torch.equal(one, two) for one, two in zip(kept, gradients(), strict=True))
+
+
+@pytest.mark.parametrize("context", [5, 128, 200])
+def test_blocks_of_a_long_sequence_are_its_window(context):
+    """Against one mask over all pairs, with gradients."""
+    num_steps = 3 * BLOCK_STEPS + 11
+    attention = CausalSelfAttention(dim=16, num_heads=2)
+    steps = offline_steps(num_steps, context=context, head_dim=8, max_period=None, device=None)
+    assert len(steps.blocks) > 1
+    distance = torch.arange(num_steps)[:, None] - torch.arange(num_steps)
+    masked = Steps(steps.positions, None, mask=(distance >= 0) & (distance < context))
+    results = []
+    for given in (steps, masked):
+        x = torch.randn(2, num_steps, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        y = attention(x, steps=given)
+        y.square().sum().backward()
+        results.append((y.detach(), x.grad))
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
+
+
+def test_compiled_layers_give_the_same_gradients(monkeypatch):
+    """As torch.compile traces them; the names of the weights stay."""
+    model, x = make(), torch.randn(2, STEPS, 16)
+    expected = model(x)
+    gradients = torch.autograd.grad(expected.square().sum(), list(model.parameters()))
+    names = list(model.state_dict())
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
+    model.compile_layers()
+    y = model(x)
+    torch.testing.assert_close(y, expected, atol=1e-6, rtol=1e-6)
+    again = torch.autograd.grad(y.square().sum(), list(model.parameters()))
+    assert all(torch.allclose(one, two, atol=1e-6) for one, two in zip(gradients, again, strict=True))
+    assert list(model.state_dict()) == names
