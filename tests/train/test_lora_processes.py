@@ -1,5 +1,6 @@
-"""LoRA in several processes, really launched."""
+"""LoRA in two processes, really launched: the steps of one, also where every weight is split between them."""
 
+import json
 import shutil
 
 import pytest
@@ -7,29 +8,36 @@ from safetensors.torch import load_file
 from test_processes import OPTIM, furthest, launch
 
 from train.lora import LORA
+from train.recipe import train
+
+SETTINGS = {
+    "precision": "no",
+    "batches_per_step": 4,
+    "optim": OPTIM,
+    "trainable": ["adapters"],
+    "lora": {"rank": 4, "alpha": 8},
+}
+SLOW = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("ddp", "zero2")]
 
 
-@pytest.fixture(scope="module")
-def reference() -> dict:
-    """Filled by the first test that needs the uninterrupted run of one process."""
-    return {}
-
-
-@pytest.mark.parametrize(
-    "mode", ["zero3", pytest.param("ddp", marks=pytest.mark.slow), pytest.param("zero2", marks=pytest.mark.slow)]
-)
-def test_lora_in_two_processes(mode, make_config, small_checkpoint, reference, tmp_path):
-    lora = {"rank": 4, "alpha": 8}
-    settings = {"precision": "no", "batches_per_step": 4, "optim": OPTIM, "trainable": ["adapters"], "lora": lora}
-    if "lora" not in reference:
-        reference["lora"] = launch(make_config(run="whole", **settings), "one", tmp_path)
-    half = make_config(run=mode, max_steps=2, **settings)
-    launch(half, mode, tmp_path)
-    shutil.copytree(half.run_dir, tmp_path / "alone")
-    whole = launch(make_config(run=mode, **settings), mode, tmp_path)
-    alone = launch(make_config(run="alone", **settings), "one", tmp_path)
-    for folder in (whole, alone):
-        assert furthest(folder, reference["lora"]) < 1e-5
-        pairs, expected = (load_file(checkpoint / LORA) for checkpoint in (folder, reference["lora"]))
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mode", ["zero3", *SLOW])
+def test_two_processes_take_the_steps_of_one_and_one_goes_on_from_theirs(mode, make_config, tmp_path):
+    deepspeed = None
+    if mode == "zero3":
+        deepspeed = str(tmp_path / "zero3.json")
+        # Weights as small as these would stay whole in every process.
+        split = {"stage": 3, "stage3_param_persistence_threshold": 0}
+        (tmp_path / "zero3.json").write_text(json.dumps({"zero_optimization": split}))
+        mode = "ddp"
+    whole = train(make_config(run="whole", **SETTINGS))
+    launch(make_config(run="two", max_steps=2, deepspeed=deepspeed, **SETTINGS), mode, tmp_path)
+    shutil.copytree(tmp_path / "two", tmp_path / "alone")
+    two = launch(make_config(run="two", deepspeed=deepspeed, **SETTINGS), mode, tmp_path)
+    alone = train(make_config(run="alone", **SETTINGS))
+    expected = load_file(whole / LORA)
+    for folder in (two, alone):
+        assert furthest(folder, whole) < 1e-5
+        pairs = load_file(folder / LORA)
         assert pairs.keys() == expected.keys()
         assert all((pairs[name] - expected[name]).abs().max() < 1e-5 for name in pairs)
