@@ -62,10 +62,17 @@ def test_all_with_lora_is_all_but_the_wrapped_matrices(make_config, small_checkp
     assert all(not torch.equal(before[name], weights(folder)[name]) for name in wrapped)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_four_steps_equal_two_a_kill_and_two_more(dropout, make_config):
-    targets = ["lm.temporal.*"] if dropout else ["lm.temporal.*", "lm.depth.*"]
-    settings = {"trainable": ["adapters"], "lora": SMALL | {"dropout": dropout, "targets": targets}}
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lora": SMALL},
+        {"lora": SMALL | {"dropout": 0.2, "targets": ["lm.temporal.*"]}, "recompute_layers": True},
+        {"lora": SMALL, "frozen_precision": "bf16"},
+    ],
+    ids=["both", "dropout", "frozen in bf16"],
+)
+def test_four_steps_equal_two_a_kill_and_two_more(change, make_config):
+    settings = {"trainable": ["adapters"]} | change
     whole = train(make_config(run="whole", **settings))
     run_killed(make_config(run="killed", sample_every_steps=3, **settings))  # after step 3, with a checkpoint of step 2
     resumed = train(make_config(run="killed", **settings))

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from mmspeech.checkpoint import MODEL, load_model
 from mmspeech.config import ConfigError
 from train.checkpointing import STATE
-from train.lora import LORA
 from train.recipe import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,24 +110,6 @@ def test_zero3_holds_its_share_and_one_layer(make_config, small_checkpoint, tmp_
     assert held["parameters of this process"] <= held["parameters"] / 2 + len(list(model.parameters()))
     layers = [*model.lm.temporal.transformer.layers, *model.lm.depth.children(), *model.lm.temporal.children()]
     assert held["parameters whole at once"] <= max(sum(p.numel() for p in layer.parameters()) for layer in layers)
-
-
-@pytest.mark.parametrize("mode", ["ddp", "zero2", "zero3"])
-def test_lora_in_two_processes(mode, make_config, small_checkpoint, reference, tmp_path):
-    lora = {"rank": 4, "alpha": 8}
-    settings = {"precision": "no", "batches_per_step": 4, "optim": OPTIM, "trainable": ["adapters"], "lora": lora}
-    if "lora" not in reference:
-        reference["lora"] = launch(make_config(run="whole", **settings), "one", tmp_path)
-    half = make_config(run=mode, max_steps=2, **settings)
-    launch(half, mode, tmp_path)
-    shutil.copytree(half.run_dir, tmp_path / "alone")
-    whole = launch(make_config(run=mode, **settings), mode, tmp_path)
-    alone = launch(make_config(run="alone", **settings), "one", tmp_path)
-    for folder in (whole, alone):
-        assert furthest(folder, reference["lora"]) < 1e-5
-        pairs, expected = (load_file(checkpoint / LORA) for checkpoint in (folder, reference["lora"]))
-        assert pairs.keys() == expected.keys()
-        assert all((pairs[name] - expected[name]).abs().max() < 1e-5 for name in pairs)
 
 
 def test_a_killed_launch_goes_on(make_config, tmp_path):
