@@ -132,8 +132,8 @@ class TrainConfig(StrictModel):
     averages; the processes of a launch share them evenly, so that the same steps are taken by any number of processes.
     `recompute_layers`: compute each layer of the temporal transformer twice instead of keeping what it made (less
     memory, a third more time). `sample_every_steps`: how often `sample_calls` validation calls are answered for you to
-    hear and see in RUN/samples (None: at every evaluation; 0: never). `deepspeed`: a DeepSpeed configuration (configs/deepspeed/), for launches by torchrun or
-    deepspeed.
+    hear and see in RUN/samples (None: at every evaluation; 0: never). `deepspeed`: a DeepSpeed configuration
+    (configs/deepspeed/), for launches by torchrun or deepspeed.
     """
 
     root: str = "data"
