@@ -2,7 +2,7 @@
 
 import io
 from dataclasses import dataclass
-from textwrap import fill
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 DPI = 110
 USER, MODEL, FAINT = "#6b7280", "#0f766e", "#9ca3af"
 LEFT, RIGHT, PICTURE, BOTTOM = 0.75, 0.95, 2.3, 0.5  # inches: margins, and the column of pictures
-TITLE, WORDS, WAVE, GAP = 0.45, 0.55, 0.5, 0.08
+TITLE, WORDS, WAVE, GAP = 0.7, 0.68, 0.5, 0.08
+INCHES_PER_SEC, WORD_ROOM = 0.68, 0.2
 SHOWN_PICTURES = 4
 
 
@@ -59,22 +60,20 @@ class _Sheet:
 def draw_call(call: "SampledCall") -> CallFigure:
     """Draw it: time in seconds from left to right, a row for each layer that looks."""
     duration_sec = max(1.0, call.wave.shape[1] / SAMPLE_RATE_HZ)
-    span = float(np.clip(duration_sec * 0.95, 7.0, 24.0))
+    span = float(np.clip(duration_sec * INCHES_PER_SEC, 7.0, 24.0))
     layers = len(call.layers)
-    heat = float(np.clip(layers * 0.2, 1.2, 4.5)) if layers else 0.0
+    heat = float(np.clip(layers * 0.26, 1.4, 4.5)) if layers else 0.0
     width = LEFT + span + RIGHT + (PICTURE if call.pictures else 0)
-    height = TITLE + 2 * (WORDS + WAVE + GAP) + heat + BOTTOM + 0.35
+    height = TITLE + 2 * (WORDS + WAVE + GAP) + heat + BOTTOM
     sheet = _Sheet(width=width, height=height, span=span, duration_sec=duration_sec)
-    said = " ".join(word.text for word in call.words) or "(nothing)"
-    title = fill(f"{call.id}   the model said: {said}", width=int(span * 13), max_lines=2, placeholder=" …")
-    sheet.figure.text(LEFT / width, 1 - 0.08 / height, title, va="top", fontsize=10, weight="bold", parse_math=False)
+    _titles(sheet, call)
     _voice(sheet, [(word.start_sec, word.text) for word in call.heard], call.wave[1].numpy(), USER, "user")
     words = [(word.start_sec, word.text) for word in call.words]
     axes = _voice(sheet, words, call.wave[0].numpy(), MODEL, "model")
     if layers:
         axes = sheet.row(heat)
         _gates(sheet, axes, call)
-    axes.set_xticks(np.arange(0, duration_sec + 0.01, 1 if span / duration_sec > 0.45 else 5))
+    axes.set_xticks(np.arange(0, duration_sec + 0.01, 1 if span / duration_sec > 0.3 else 5))
     axes.tick_params(axis="x", labelsize=8, colors=USER)
     axes.set_xlabel("seconds", fontsize=8, color=USER)
     _pictures(sheet, call)
@@ -89,11 +88,24 @@ def _voice(sheet: _Sheet, words: list[tuple[float, str]], wave: np.ndarray, colo
     axes = sheet.row(WAVE)
     draw_wave(axes, wave, colour=colour, label="")
     axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, color=colour)
+    free_sec, room_sec = 0.0, WORD_ROOM / sheet.span * sheet.duration_sec
     for start_sec, text in words:
-        strip.text(start_sec, 0.06, text, rotation=38, rotation_mode="anchor", fontsize=8.5, color=colour,
+        label_sec = max(start_sec, free_sec)
+        free_sec = label_sec + room_sec
+        strip.text(label_sec, 0.16, text, rotation=45, rotation_mode="anchor", fontsize=9, color=colour,
                    parse_math=False)  # fmt: skip
+        strip.plot([start_sec, label_sec], [0, 0.14], color=colour, linewidth=0.6, alpha=0.5)
         axes.axvline(start_sec, color=colour, linewidth=0.6, alpha=0.35)
     return axes
+
+
+def _titles(sheet: _Sheet, call: "SampledCall") -> None:
+    expected = " ".join(word.text for word in call.expected)
+    lines = [("the model said", call.text or "(nothing)", MODEL), ("expected", expected or "(nothing)", USER)]
+    for place, (name, text, colour) in enumerate(lines):
+        line = shorten(f"{name}: {text}", width=int(sheet.span * 13), placeholder=" …")
+        sheet.figure.text(LEFT / sheet.width, 1 - (0.1 + 0.24 * place) / sheet.height, line, va="top", fontsize=10,
+                          color=colour, parse_math=False)  # fmt: skip
 
 
 def _gates(sheet: _Sheet, axes: "Axes", call: "SampledCall") -> None:
@@ -112,9 +124,9 @@ def _gates(sheet: _Sheet, axes: "Axes", call: "SampledCall") -> None:
     every = -(-len(call.layers) // 16)
     axes.set_yticks(range(0, len(call.layers), every), [str(layer) for layer in call.layers[::every]], fontsize=8)
     axes.tick_params(axis="y", length=0, colors=USER)
-    axes.set_ylabel("gate of layer", fontsize=9, color=USER)
+    axes.set_ylabel("layer", fontsize=9, color=USER)
     for word in call.words:
-        axes.axvline(word.start_sec, color="white", linewidth=0.5, alpha=0.45)
+        axes.axvline(word.start_sec, color="white", linewidth=0.5, alpha=0.3)
     for _, start_sec in call.pictures:
         if 0 < start_sec < sheet.duration_sec:
             axes.axvline(start_sec, color="#22d3ee", linewidth=1.2, linestyle="--")
@@ -124,7 +136,7 @@ def _gates(sheet: _Sheet, axes: "Axes", call: "SampledCall") -> None:
     bar.tick_params(labelsize=7, length=2, colors=USER)
     bar.set_yticklabels([f"{tick:g}" for tick in ticks])
     bar.spines[:].set_visible(False)
-    bar.set_title("open", fontsize=7, color=USER, loc="left", pad=4)
+    bar.set_title("gate", fontsize=7, color=USER, loc="left", pad=4)
 
 
 def _pictures(sheet: _Sheet, call: "SampledCall") -> None:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 PAGE = "index.html"
 SHOWN_PX = 320
+PAUSE_SEC = 1.2
+
+TimedWord = tuple[str, float, float]
+"""text, start_sec, end_sec"""
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1f2937;--soft:#6b7280;--line:#e5e7eb;--card:#fff;--page:#f8fafc;--model:#0f766e}
@@ -29,8 +33,9 @@ h1{font-size:1.3rem}h2{font-size:1rem;margin:0 0 .6rem}a{color:var(--model)}
 section{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:1rem;margin:1rem 0}
 .top{display:flex;gap:1rem;flex-wrap:wrap}.top .talk{flex:1;min-width:18rem}
 .seen img{max-width:220px;max-height:220px;border-radius:8px;display:block}
-figcaption,small,.who{color:var(--soft);font-size:.8rem}figure{margin:0 0 .5rem}
-audio{width:100%}.line{display:flex;gap:.6rem;margin:.25rem 0}.who{flex:0 0 4.5rem;text-align:right;padding-top:.15rem}
+figcaption,small,.who,.at{color:var(--soft);font-size:.8rem}figure{margin:0 0 .5rem}
+audio{width:100%}.line{display:flex;gap:.6rem;margin:.25rem 0}.who,.at{flex:0 0 3.6rem;padding-top:.15rem}
+.at{flex-basis:2.8rem;text-align:right;font-variant-numeric:tabular-nums}.expected{opacity:.6}
 .word{cursor:pointer;border-radius:4px;padding:0 .12rem}.word:hover{background:var(--line)}
 .word.now{background:#fde047;color:#111}.model .word{color:var(--model)}.model .word.now{color:#111}
 .chart{position:relative;overflow-x:auto;background:#fff;border-radius:8px;margin-top:.8rem}
@@ -81,8 +86,6 @@ def write_contents(samples_dir: Path) -> Path:
 
 def _section(name: str, call: "SampledCall", figure: "CallFigure") -> str:
     duration_sec = call.wave.shape[1] / SAMPLE_RATE_HZ
-    heard = [(word.text, word.start_sec, word.end_sec) for word in call.heard]
-    expected = [(word.text, word.start_sec, word.end_sec) for word in call.expected]
     starts = [word.start_sec for word in call.words] + [duration_sec]
     said = [
         (word.text, word.start_sec, min(following, word.start_sec + 0.6))
@@ -97,21 +100,48 @@ def _section(name: str, call: "SampledCall", figure: "CallFigure") -> str:
         f'<section data-sec="{duration_sec:.3f}"><h2>{html.escape(call.id)}</h2><div class="top"><div>{seen}</div>'
         f'<div class="talk"><audio controls preload="auto" src="{_sound(call)}"></audio>'
         f"<small>left ear the model, right ear the user; exact: {name}.wav</small>"
-        f"{_line('user', heard)}{_line('model', said)}{_line('expected', expected)}</div></div>"
+        f"{_dialogue(call, said)}</div></div>"
         f'<div class="chart"><div data-left="{figure.left:.5f}" data-right="{figure.right:.5f}">'
         f'<img alt="words and gates over time" src="{_data("image/png", figure.png)}"><i></i></div></div></section>'
     )
 
 
-def _line(who: str, words: list[tuple[str, float, float]]) -> str:
+def _dialogue(call: "SampledCall", said: list[TimedWord]) -> str:
+    """Turns in order of time: the user's, the model's, and what was expected of the model."""
+    heard, expected = (
+        [(word.text, word.start_sec, word.end_sec) for word in words] for words in (call.heard, call.expected)
+    )
+    turns = [
+        (turn[0][1], who, turn)
+        for who, words in (("user", heard), ("model", said), ("expected", expected))
+        for turn in _turns(words)
+    ]
+    lines = [_line(who, turn) for _, who, turn in sorted(turns, key=lambda turn: turn[0])]
+    return "".join(lines) if said else "".join([*lines, "<small>the model said nothing</small>"])
+
+
+def _turns(words: list[TimedWord]) -> list[list[TimedWord]]:
+    turns: list[list[TimedWord]] = []
+    for word in words:
+        if not word[0]:
+            continue
+        if turns and word[1] - turns[-1][-1][1] < PAUSE_SEC:
+            turns[-1].append(word)
+        else:
+            turns.append([word])
+    return turns
+
+
+def _line(who: str, words: list[TimedWord]) -> str:
     shown = " ".join(
         f'<span class="word" title="{start:.2f} s" data-from="{start:.3f}" data-to="{end:.3f}">'
         f"{html.escape(text)}</span>"
         for text, start, end in words
-        if text
     )
-    shown = shown or "<small>nothing</small>"
-    return f'<div class="line {who}"><span class="who">{who}</span><span>{shown}</span></div>'
+    return (
+        f'<div class="line {who}"><span class="at">{words[0][1]:.1f} s</span><span class="who">{who}</span>'
+        f"<span>{shown}</span></div>"
+    )
 
 
 def _sound(call: "SampledCall") -> str:

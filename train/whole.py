@@ -23,7 +23,7 @@ def whole_model(learner: "Learner") -> Iterator[None]:
     kinds = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
     with ExitStack() as stack:
         if any(hasattr(parameter, "ds_id") for parameter in parameters):
-            from deepspeed.zero import GatheredParameters
+            from deepspeed.runtime.zero import GatheredParameters
 
             stack.enter_context(GatheredParameters(parameters))
             stack.enter_context(_no_hooks(model))

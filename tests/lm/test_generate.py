@@ -80,6 +80,11 @@ def test_training_sees_what_generation_saw(make_model, delays):
             torch.testing.assert_close(depth[:, t], sampled, atol=1e-4, rtol=0)
     text_gate = torch.stack([frame.gate for frame in frames], dim=1)
     torch.testing.assert_close(text_gate[:, : count - delays[0]], out.gate[:, delays[0] :], atol=1e-5, rtol=0)
+    layer_gates = torch.stack([frame.layer_gates for frame in frames], dim=1)
+    assert layer_gates.shape[2] == len(lm.temporal.gated_layers) > 1
+    expected = out.layer_gates[:, delays[0] :]
+    torch.testing.assert_close(layer_gates[:, : count - delays[0]], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(layer_gates.mean(dim=2), text_gate)
 
 
 def run(generator: FrameGenerator, heard: torch.Tensor) -> torch.Tensor:

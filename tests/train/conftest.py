@@ -55,6 +55,7 @@ def make_config(tmp_path, calls, small_checkpoint):
             "eval_every_steps": 2,
             "save_every_steps": 2,
             "eval_batches": 1,
+            "sample_every_steps": 0,
         }
         return TrainConfig.model_validate(settings | changes)
 
