@@ -62,6 +62,7 @@ class Ranks:
         if launched_rank(num_ranks) is not None:
             ranks = cls._launched(num_ranks, device)
         else:
+            own_device(device, num_ranks - 1)
             store = dist.TCPStore("127.0.0.1", 0, num_ranks, is_master=True, wait_for_workers=False)
             ranks = cls(rank=0, size=num_ranks, local_rank=0, device=own_device(device, 0), store=store)
             ranks._workers = {rank: _start(rank, num_ranks, store.port, device) for rank in range(1, num_ranks)}
