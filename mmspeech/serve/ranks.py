@@ -94,8 +94,8 @@ class Ranks:
         if backend == "nccl":
             torch.cuda.set_device(self.device)
         dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size, timeout=STEP_TIMEOUT)
-        # Gloo waits without spinning, and a wait for the next step may be long.
-        self._control = dist.new_group(backend="gloo", timeout=IDLE_TIMEOUT)
+        # Gloo waits without spinning. The others may wait long for the next step, rank 0 not for them to take it.
+        self._control = dist.new_group(backend="gloo", timeout=IDLE_TIMEOUT if self.rank else STEP_TIMEOUT)
 
     def tell_store(self, event: str, text: str = "") -> None:
         """On the other ranks: `event` (here, loaded, failed) has happened."""
