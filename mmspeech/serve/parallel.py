@@ -29,7 +29,7 @@ from mmspeech.config import ConfigError, GenerationConfig, ModelConfig, parse_co
 from mmspeech.lm.generate import FrameGenerator
 from mmspeech.lm.model import DuplexLM, VisionSpeechModel
 from mmspeech.serve.engine import settle_threads
-from mmspeech.serve.ranks import LOAD_TIMEOUT_SEC, RankError, Ranks
+from mmspeech.serve.ranks import LOAD_TIMEOUT_SEC, Ranks
 from mmspeech.serve.sharding import check_deepspeed, check_divisible, shard
 from mmspeech.types import FrameOut, VisualContext
 
@@ -182,12 +182,12 @@ def split_model(
     """On rank 0: a Bundle (see load_model) whose model is split over `num_ranks` processes of one machine or several.
 
     Other ranks that a launcher started call `follow`; without a launcher they are started here. When the block ends
-    they end. One at a time in a process. ConfigError when the model does not divide by N, DeepSpeed is missing, the
-    ranks are not N, or a rank is lost.
+    they end. Once in a process: DeepSpeed keeps its groups. ConfigError when the model does not divide by N, DeepSpeed
+    is missing, the ranks are not N, or a rank is lost.
     """
     path = resolve(path_or_id)
     check_divisible(parse_config(ModelConfig, read_mapping(path / CONFIG), source=str(path / CONFIG)).lm, num_ranks)
-    check_deepspeed(device)
+    check_deepspeed()
     plan = {"path": str(path), "dtype": str(dtype).removeprefix("torch.")}
     ranks = Ranks.gather(num_ranks=num_ranks, device=device, plan=plan)
     with ranks.closing_on_error():
@@ -211,7 +211,7 @@ def follow(*, num_ranks: int, device: str) -> None:
     try:
         path, dtype = Path(plan["path"]), getattr(torch, plan["dtype"])
         config = parse_config(ModelConfig, read_mapping(path / CONFIG), source=str(path / CONFIG))
-        check_deepspeed(device)
+        check_deepspeed()
         model = load_speech_model(path, config, dtype=dtype)
     except (ConfigError, OSError) as error:
         ranks.tell_store("failed", " ".join(str(error).split()))
@@ -229,7 +229,7 @@ def _main(num_ranks: str, device: str) -> int:
     """A rank that rank 0 started."""
     try:
         follow(num_ranks=int(num_ranks), device=device)
-    except RankError as error:
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
     return 0

@@ -62,6 +62,7 @@ class Ranks:
         if launched_rank(num_ranks) is not None:
             ranks = cls._launched(num_ranks, device)
         else:
+            own_device(device, num_ranks - 1)
             store = dist.TCPStore("127.0.0.1", 0, num_ranks, is_master=True, wait_for_workers=False)
             ranks = cls(rank=0, size=num_ranks, local_rank=0, device=own_device(device, 0), store=store)
             ranks._workers = {rank: _start(rank, num_ranks, store.port, device) for rank in range(1, num_ranks)}
@@ -93,8 +94,8 @@ class Ranks:
         if backend == "nccl":
             torch.cuda.set_device(self.device)
         dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size, timeout=STEP_TIMEOUT)
-        # Gloo waits without spinning, and a wait for the next step may be long.
-        self._control = dist.new_group(backend="gloo", timeout=IDLE_TIMEOUT)
+        # Gloo waits without spinning. The others may wait long for the next step, rank 0 not for them to take it.
+        self._control = dist.new_group(backend="gloo", timeout=IDLE_TIMEOUT if self.rank else STEP_TIMEOUT)
 
     def tell_store(self, event: str, text: str = "") -> None:
         """On the other ranks: `event` (here, loaded, failed) has happened."""

@@ -91,9 +91,7 @@ def check_deepspeed() -> None:
     found = find_spec("deepspeed")
     if found is None:
         raise ConfigError("--tensor-parallel needs DeepSpeed, which is not installed: pip install deepspeed")
-    if not any(
-        (Path(folder) / "module_inject/autotp_config.py").is_file() for folder in found.submodule_search_locations
-    ):
+    if not (Path(found.origin).parent / "module_inject" / "autotp_config.py").is_file():
         raise ConfigError(
             f"--tensor-parallel needs a DeepSpeed that takes partition_config, found {version('deepspeed')}: "
             "pip install -U deepspeed"
