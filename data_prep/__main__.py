@@ -73,6 +73,22 @@ def speak(
 
 
 @app.command()
+def remix(
+    like: Annotated[Path, typer.Option(help="A shard set of voiced calls, which lends its turns and its codec.")],
+    out: OutDir,
+    count: Annotated[int, typer.Option(min=1)],
+    seed: Seed = 0,
+    split: Split = "train",
+    size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
+) -> None:
+    """Put voiced turns together anew, under new pictures of which they are true: a shard set."""
+    from data_prep.remix import make_remix
+
+    info = make_remix(out, like=like, count=count, seed=seed, split=split, size_px=size_px)
+    typer.echo(f"{out}: {info.calls} calls, {info.frames} frames, {info.pictures} pictures")
+
+
+@app.command()
 def questions(
     out: OutDir,
     name: Annotated[str, typer.Option(help="known, unseen, talk, pause or barge.")],

@@ -61,7 +61,8 @@ def evaluate(
     from eval.run import run_task
     from eval.tasks import find
     from mmspeech.checkpoint import load_model
-    from mmspeech.commands.common import check_device, settle_threads
+    from mmspeech.commands.common import check_device
+    from mmspeech.serve.engine import settle_threads
 
     builders = [find(name.strip()) for name in task_names]
     bundle = load_model(model, device=check_device(device))

@@ -1,4 +1,4 @@
-"""The command line: `mmspeech talk | info | doctor | convert | verify | bench`.
+"""The command line: `mmspeech talk | info | doctor | merge | convert | verify | bench | config | estimate`.
 
 Only options stand here. What a command does is in mmspeech/commands/, imported when it is called: help is quick.
 """
@@ -17,8 +17,15 @@ app = typer.Typer(
     help="Speech models that see: talk with a model about a picture.",
 )
 
+config_app = typer.Typer(no_args_is_help=True, help="List the configurations that come along, or copy one.")
+app.add_typer(config_app, name="config")
+
 Model = Annotated[str | None, typer.Option(help="Checkpoint directory or hub id (default: the embedded one).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+TensorParallel = Annotated[
+    int,
+    typer.Option(min=1, help="Split the speech LM over N processes (DeepSpeed); with cuda, one GPU each."),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same reply.")]
 
 
@@ -52,6 +59,7 @@ def talk(
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw waveforms, words and gate over time here.")] = None,
     device: Device = "cpu",
+    tensor_parallel: TensorParallel = 1,
 ) -> None:
     """Ask a recorded question, with or without a picture, and hear the answer."""
     with _reported():
@@ -59,7 +67,7 @@ def talk(
 
         options = TalkOptions(
             audio=audio, out=out, image=image, model=model, stereo=stereo, seed=seed, greedy=greedy,
-            max_sec=max_sec, as_json=json_, plot=plot, device=device,
+            max_sec=max_sec, as_json=json_, plot=plot, device=device, tensor_parallel=tensor_parallel,
         )  # fmt: skip
         run_talk(options)
 
@@ -82,6 +90,28 @@ def doctor() -> None:
         from mmspeech.commands.doctor import run_doctor
 
         raise typer.Exit(run_doctor())
+
+
+@app.command()
+def merge(
+    run: Annotated[str, typer.Argument(help="Run directory, one of its checkpoints, or any checkpoint.")],
+    out: Annotated[Path, typer.Argument(help="New directory to write.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="a.b=value for the model's configuration.")] = None,
+    adapters_only: Annotated[bool, typer.Option("--adapters-only", help="Only the vision adapters.")] = False,
+    dtype: Annotated[str, typer.Option(help="Stored precision: fp16, bf16, fp32.")] = "fp32",
+    card: Annotated[Path | None, typer.Option(help="The README.md to write (default: one made from the run).")] = None,
+    push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to the hub, too.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="A new repository on the hub is not public.")] = False,
+) -> None:
+    """Make of a training run a model directory that needs nothing else, with a card; LoRA becomes plain weights."""
+    with _reported():
+        from mmspeech.commands.merge import MergeOptions, run_merge
+
+        options = MergeOptions(
+            run=run, out=out, overrides=overrides or [], adapters_only=adapters_only, dtype=dtype, card=card,
+            push=push, private=private,
+        )  # fmt: skip
+        run_merge(options)
 
 
 @app.command()
@@ -113,12 +143,56 @@ def bench(
     frames: Annotated[int, typer.Option(min=10, help="Frames to time (12.5 are a second of call).")] = 250,
     out: Annotated[Path | None, typer.Option(help="Write the numbers as JSON here.")] = None,
     device: Device = "cpu",
+    tensor_parallel: TensorParallel = 1,
 ) -> None:
-    """Time a whole frame (encode, think, decode) beside a loop without streaming state."""
+    """Time a whole frame (encode, think, decode) beside a loop without streaming state, or split beside whole."""
     with _reported():
         from mmspeech.commands.bench import run_bench
 
-        run_bench(model, num_frames=frames, out=out, device=device)
+        run_bench(model, num_frames=frames, out=out, device=device, tensor_parallel=tensor_parallel)
+
+
+@app.command()
+def estimate(
+    config: Annotated[Path, typer.Option(help="A training configuration, such as configs/train/X.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Settings to replace.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Processes, one for each GPU.")] = 8,
+    gpu_memory: Annotated[float, typer.Option(min=1, help="Memory of a GPU, in GB.")] = 80.0,
+    gpu: Annotated[str | None, typer.Option(help="Its name, for its peak: H100, A100, L40S ...")] = None,
+    peak_tflops: Annotated[float | None, typer.Option(min=0.001, help="Its peak, where the name is not known.")] = None,
+    mfu: Annotated[float, typer.Option(min=0.001, max=1, help="Share of the peak that training reaches.")] = 0.4,
+    run: Annotated[Path | None, typer.Option(help="A run to take the speed from, instead of --mfu.")] = None,
+) -> None:
+    """Memory per GPU under DDP and ZeRO, frames a second and steps a day, before it costs money."""
+    with _reported():
+        from mmspeech.commands.estimate import EstimateOptions, run_estimate
+
+        options = EstimateOptions(
+            config=config, overrides=overrides or [], gpus=gpus, gpu_memory_gb=gpu_memory, gpu=gpu,
+            peak_tflops=peak_tflops, mfu=mfu, run=run,
+        )  # fmt: skip
+        run_estimate(options)
+
+
+@config_app.command("ls")
+def config_ls() -> None:
+    """Every configuration, with one line on what it is."""
+    with _reported():
+        from mmspeech.commands.config import run_ls
+
+        run_ls()
+
+
+@config_app.command("cp")
+def config_cp(
+    name: Annotated[str, typer.Argument(help="As `mmspeech config ls` shows it.")],
+    dst: Annotated[Path, typer.Argument(help="A new file, or a folder.")],
+) -> None:
+    """Copy a configuration, to edit it."""
+    with _reported():
+        from mmspeech.commands.config import run_cp
+
+        run_cp(name, dst)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ Every problem in a file is reported at once, each with its dotted key and, for a
 
 import difflib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args
 
@@ -16,6 +18,26 @@ from mmspeech.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ
 
 class ConfigError(ValueError):
     """A configuration or input the user can mend; the message is one line or a short list."""
+
+
+class Problems:
+    """Collects what is wrong in several places, to tell it all at once."""
+
+    def __init__(self):
+        self._found: list[str] = []
+
+    @contextmanager
+    def noted(self, prefix: str = "") -> Iterator[None]:
+        """A ConfigError inside is kept, with `prefix` in front, and the program goes on."""
+        try:
+            yield
+        except ConfigError as error:
+            self._found.append(f"{prefix}{error}")
+
+    def tell(self) -> None:
+        """Raise one ConfigError with everything that was found, if anything was."""
+        if self._found:
+            raise ConfigError("; ".join(self._found))
 
 
 class StrictModel(BaseModel):
@@ -225,10 +247,15 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 def load_config(cls: type[ConfigT], path: str | Path, overrides: list[str] | None = None) -> ConfigT:
     """Read a YAML or JSON file into `cls`, after dotted `key.sub=value` overrides (values are YAML).
 
-    Raises ConfigError naming the file and every problem in it.
+    Raises ConfigError naming the file and every problem in it and in the overrides.
     """
-    path = Path(path)
-    return parse_config(cls, apply_overrides(read_mapping(path), overrides or []), source=str(path))
+    path, problems = Path(path), Problems()
+    data = read_mapping(path)
+    _override_all(data, overrides or [], problems)
+    with problems.noted():
+        config = parse_config(cls, data, source=str(path))
+    problems.tell()
+    return config
 
 
 class _DuplicateKeyError(ValueError):
@@ -277,23 +304,33 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 
 
 def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """A copy of `data` with each `a.b=value` set; intermediate mappings are created."""
-    data = json.loads(json.dumps(data))
-    for item in overrides:
-        key, separator, value = item.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"override {item!r}: expected key.sub=value")
-        target = data
-        *parents, leaf = key.split(".")
-        for parent in parents:
-            target = target.setdefault(parent, {})
-            if not isinstance(target, dict):
-                raise ConfigError(f"override {item!r}: {parent!r} is a value, not a group of settings")
-        try:
-            target[leaf] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {item!r}: the value is not valid YAML; quote it") from error
+    """A copy of `data` with each `a.b=value` set; intermediate mappings are created. All that is wrong is told at
+    once."""
+    data, problems = json.loads(json.dumps(data)), Problems()
+    _override_all(data, overrides, problems)
+    problems.tell()
     return data
+
+
+def _override_all(data: dict[str, Any], overrides: list[str], problems: Problems) -> None:
+    for item in overrides:
+        with problems.noted(f"override {item!r}: "):
+            _override(data, item)
+
+
+def _override(data: dict[str, Any], item: str) -> None:
+    key, separator, value = item.partition("=")
+    if not separator or not key:
+        raise ConfigError("expected key.sub=value")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"{parent!r} is a value, not a group of settings")
+    try:
+        data[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError("the value is not valid YAML; quote it") from error
 
 
 def parse_config(cls: type[ConfigT], data: dict[str, Any], *, source: str) -> ConfigT:

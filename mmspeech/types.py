@@ -88,10 +88,12 @@ class FrameOut:
     """What one generated frame gives, all aligned to the same frame of the call.
 
     frame: index of the 80 ms frame. text_ids [B] long; codes [B, K] long: the model's own audio; gate [B] float
-    in 0..1 (0 without a picture): the gate when this text token was chosen.
+    in 0..1 (0 without a picture): the gate when this text token was chosen, and layer_gates [B, L] the same for each
+    gated layer (-1..1 where gates are tanh).
     """
 
     frame: int
     text_ids: Tensor
     codes: Tensor
     gate: Tensor
+    layer_gates: Tensor

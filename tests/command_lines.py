@@ -11,7 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
-VERBS = ("mmspeech", "data_prep")  # programs whose first word is a verb with options of its own
+VERBS = ("mmspeech", "mmspeech.cli", "data_prep")  # programs whose first word is a verb with options of its own
 LAUNCHERS = {"torchrun": "torch.distributed.run", "accelerate": "accelerate.commands.launch"}
 OUR_FOLDERS = ("configs/", "examples/", "tests/")
 

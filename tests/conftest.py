@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from local_hub import hub
 from small_model import SMALL_MODEL
+
+__all__ = ["hub"]  # a fixture
 
 ROOT = Path(__file__).resolve().parent.parent
 

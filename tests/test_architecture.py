@@ -16,7 +16,7 @@ LAYERS = (
     ("nn",),
     ("vision", "audio", "tokens"),
     ("lm", "data"),
-    ("checkpoint", "convert", "convert_codec", "convert_config", "verify"),
+    ("checkpoint", "convert", "convert_codec", "convert_config", "verify", "flops", "footprint", "estimate", "presets"),
     ("serve",),
     ("cli", "commands"),
 )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmspeech.checkpoint import MODEL, check_keys, newest_checkpoint, read_tensors, replacing_directory, write_parts
 from mmspeech.config import ConfigError
 from train.feed import Position
+from train.guards import SpikeGuard
 from train.machine import is_sharded
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class TrainState:
     minutes: float = 0.0
     position: Position = Position()
     bad_steps: int = 0
+    bad_calls: int = 0
 
 
 def save_checkpoint(run_dir: Path, learner: "Learner", state: TrainState, *, keep_last: int) -> Path:
@@ -49,11 +51,16 @@ def save_checkpoint(run_dir: Path, learner: "Learner", state: TrainState, *, kee
             "minutes": state.minutes,
             "position": state.position.as_dict(),
             "bad_steps": state.bad_steps,
+            "bad_calls": state.bad_calls,
+            "recent": learner.guard.recent,
             "trainable": learner.trainable,
             "updates": state.step - state.bad_steps,
             "moments": moments,
         }
         with replacing_directory(folder) as building:
+            if origin.lora is not None:
+                origin.lora.write(building, tensors)
+                tensors = origin.lora.merged(tensors)
             write_parts(
                 building,
                 tensors=tensors,
@@ -92,19 +99,25 @@ def load_weights(folder: Path, learner: "Learner") -> TrainState:
             f"{folder}: trained {len(before)} parameters, now {len(now)} are to train "
             f"(first difference: {changed[0] if changed else 'their order'}); begin a new run from this checkpoint"
         )
-    own = learner.origin.model.state_dict()
-    tensors = read_tensors(folder / MODEL)
+    tensors, lora = _stored_weights(folder, learner), learner.origin.lora
+    brought = set() if lora is None else lora.frozen()
+    own = {name: value for name, value in learner.origin.model.state_dict().items() if name not in brought}
     check_keys(own, tensors, source=folder / MODEL)
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(tensors[name])
-    return TrainState(saved["step"], saved["minutes"], Position.from_dict(saved["position"]), saved["bad_steps"])
+    position = Position.from_dict(saved["position"])
+    return TrainState(saved["step"], saved["minutes"], position, saved["bad_steps"], saved.get("bad_calls", 0))
 
 
 def load_moments(folder: Path, learner: "Learner") -> None:
-    """Put the optimiser's state in place. Under DeepSpeed the optimiser must have made a step before, which allots its
-    state, and the trained weights are put in place again: in full precision, and as they were before that step."""
+    """Put the optimiser's state, and the spike guard's memory, in place.
+
+    Under DeepSpeed the optimiser must have made a step before, which allots its state, and the trained weights are put
+    in place again: in full precision, and as they were before that step.
+    """
     saved = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    learner.guard = SpikeGuard(learner.config.guards, saved.get("recent"))  # runs of earlier versions kept none
     if not saved["updates"]:
         return
     parameters = dict(learner.origin.model.named_parameters())
@@ -116,7 +129,7 @@ def load_moments(folder: Path, learner: "Learner") -> None:
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     _link_moments(learner)
-    weights = read_tensors(folder / MODEL)
+    weights = _stored_weights(folder, learner)
     for name, moments in saved["moments"].items():
         parameter = parameters[name]
         safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
@@ -145,6 +158,11 @@ def _whole_weights(learner: "Learner") -> dict[str, Tensor]:
         if learner.accelerator.is_main_process:
             tensors[name] = whole.detach().to("cpu", copy=True)
     return tensors
+
+
+def _stored_weights(folder: Path, learner: "Learner") -> dict[str, Tensor]:
+    lora = learner.origin.lora
+    return read_tensors(folder / MODEL) if lora is None else lora.read(folder)
 
 
 def _gathered(parameter: nn.Parameter) -> Tensor:

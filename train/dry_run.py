@@ -1,8 +1,6 @@
 """`python -m train --config ... --dry-run`: build everything, learn from one batch, and show it. Nothing is written."""
 
 import itertools
-import resource
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -15,6 +13,7 @@ from mmspeech.types import Batch
 from train import machine
 from train.feed import Planner, Position
 from train.learner import Learner
+from train.metrics import peak_memory_bytes
 from train.recipe import set_up
 from train.settings import TrainConfig
 
@@ -112,10 +111,5 @@ def _step_table(numbers: dict[str, float], seconds: float) -> Table:
     for name, value in numbers.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
     table.add_row("seconds", f"{seconds:.2f}")
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        # Linux counts in KiB, macOS in bytes.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    table.add_row("peak memory of this process, MB", f"{peak / 1e6:,.0f}")
+    table.add_row("peak memory of this process, MB", f"{peak_memory_bytes() / 1e6:,.0f}")
     return table

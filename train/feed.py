@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmspeech.config import ConfigError
-from mmspeech.data.collate import Augmentation, Layout, PictureFormat, Row, stack
+from mmspeech.config import ConfigError, Problems
+from mmspeech.data.collate import NOTHING, Augmentation, Layout, PictureFormat, Row, stack
 from mmspeech.data.shards import HUB, ShardSet, fetch_set
 from mmspeech.types import Batch
 from train.settings import DataConfig, SourceConfig
@@ -131,20 +131,25 @@ class Planner:
 
 
 class CallBatches(torch.utils.data.Dataset):
-    """Plan -> Fed. Runs in workers: reads calls, lays them out, decodes pictures. Calls that fail are left out."""
+    """Plan -> Fed. Runs in workers: reads calls, lays them out, decodes pictures. Calls that fail are left out; where
+    all of them do, the batch is one frame of nothing, from which nothing is learned."""
 
     def __init__(self, sources: list[tuple[ShardSet, SourceConfig]], *, layout: Layout, pictures: PictureFormat | None):
         self.sources, self.layout, self.pictures = sources, layout, pictures
 
     def __getitem__(self, plan: Plan) -> Fed:
-        rows, problems = [self._row(draw) for draw in plan.draws], []
+        rows, problems = [], []
+        for draw in plan.draws:
+            try:
+                rows.append(self._row(draw))
+            except ConfigError as error:
+                problems.append(f"call {draw.index} of its source left out: {error}")
         try:
-            batch = stack(rows, pictures=self.pictures)
+            batch = stack(rows or [self._nothing()], pictures=self.pictures)
         except ConfigError:
-            good, problems = self._sift(rows)
-            if not good:
-                raise
-            batch = stack(good, pictures=self.pictures)
+            rows, undecoded = self._sift(rows)
+            problems += undecoded
+            batch = stack(rows or [self._nothing()], pictures=self.pictures)
         batch.seed = int(np.random.SeedSequence([*plan.draws[0].seed, 2]).generate_state(1)[0])
         return Fed(batch, plan.after, problems)
 
@@ -155,6 +160,10 @@ class CallBatches(torch.utils.data.Dataset):
         return self.layout(
             shards[draw.index], variant=draw.variant, max_frames=draw.max_frames, keep_visuals=keep, rng=rng
         )
+
+    def _nothing(self) -> Row:
+        streams = 1 + 2 * self.sources[0][0].info.codec.num_codebooks
+        return Row("nothing", torch.full((streams, 1), NOTHING), torch.zeros(1), torch.zeros(1))
 
     def _sift(self, rows: list[Row]) -> tuple[list[Row], list[str]]:
         good, problems = [], []
@@ -167,17 +176,14 @@ class CallBatches(torch.utils.data.Dataset):
         return good, problems
 
 
-def open_sources(sources: dict[str, SourceConfig], *, at: Callable[[str], Path], codec_hash: str) -> list:
+def open_sources(sources: dict[str, SourceConfig], *, at: Callable[[str], Path], codec_hash: str | None) -> list:
     """[(ShardSet, SourceConfig)]; raises ConfigError naming every set that cannot be used."""
-    opened, problems = [], []
+    opened, problems = [], Problems()
     for name, source in sources.items():
-        try:
+        with problems.noted(f"data source {name!r}: "):
             path = fetch_set(source.path) if source.path.startswith(HUB) else at(source.path)
             opened.append((ShardSet(path, codec_hash=codec_hash), source))
-        except ConfigError as error:
-            problems.append(f"data source {name!r}: {error}")
-    if problems:
-        raise ConfigError("; ".join(problems))
+    problems.tell()
     return opened
 
 

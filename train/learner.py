@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mmspeech.flops import ModelFlops, Work
 from train.feed import Fed, Position
+from train.guards import SpikeGuard, memory_explained
+from train.lora import gather_together
 from train.machine import is_sharded
 from train.optim import build_optimizer, set_learning_rate
 from train.parts import FeatureCache, Objective, Origin, lower_frozen, to_device
@@ -23,12 +26,15 @@ if TYPE_CHECKING:
 @dataclass
 class StepOut:
     """What one process saw in a step. `numbers`: one dictionary per batch; `norm`: of the gradient of all processes,
-    before clipping; where it is not finite no update was made (under DeepSpeed: it was). `after`: the next position."""
+    before clipping; where it is not finite no update was made (under DeepSpeed: it was). `works`: what each batch made
+    the model compute on. `spike`: what the guard found odd, in words. `after`: the next position."""
 
     numbers: list[dict[str, float]] = field(default_factory=list)
     batches: list["Batch"] = field(default_factory=list)
+    works: list[Work] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     norm: float = math.nan
+    spike: str | None = None
     after: Position | None = None
 
     @property
@@ -52,11 +58,15 @@ class Learner:
         shapes = {name: list(parameter.shape) for name, parameter in origin.model.named_parameters()}
         self.listing = "".join(f"{name} {shapes[name]}\n" for name in trainable)
         self.trained_numbers = sum(math.prod(shapes[name]) for name in trainable)
+        self.flops = ModelFlops(origin.config.lm, shapes, trainable)
+        self.guard = SpikeGuard(config.guards)
         size = config.data.cached_pictures
         self.features = None if origin.tower is None else FeatureCache(origin.tower, size=size)
 
     def wrap(self) -> None:
         """Hand model and optimiser to accelerate; the weights must be in place."""
+        if self.origin.lora is not None and is_sharded(self.accelerator):
+            gather_together(self.origin.model)
         self.objective, self._wrapped = self.accelerator.prepare(self.objective, self.optimizer)
 
     @property
@@ -84,20 +94,33 @@ class Learner:
             waited = time.monotonic() - waited
             done.problems += fed.problems
             done.after = fed.after
-            batch = self.seen(fed.batch)
-            with self.accelerator.accumulate(self.objective):
+            done.batches.append(fed.batch)
+            with memory_explained(self.config, fed.batch), self.accelerator.accumulate(self.objective):
+                batch = self.seen(fed.batch)
                 out = self.objective(batch)
                 self.accelerator.backward(out.loss)
+                done.numbers.append(out.numbers() | {"wait_sec": waited})
+                done.works.append(self._work(batch, done.numbers[-1]["depth_frames"]))
                 if self.accelerator.sync_gradients:
-                    done.norm = self._update()
-            done.numbers.append(out.numbers() | {"wait_sec": waited})
-            done.batches.append(batch)
+                    self._update(done)
         return done
 
-    def _update(self) -> float:
-        norm = float(self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.optim.max_grad_norm))
+    def _update(self, done: StepOut) -> None:
+        limit = self.config.optim.max_grad_norm
+        done.norm = float(self.accelerator.clip_grad_norm_(self.objective.parameters(), limit))
         # The gradient is the same in every process, and so is its norm: all of them skip an update, or none.
-        if math.isfinite(norm) or is_sharded(self.accelerator):
+        if done.finite:
+            losses = [numbers.get("loss", math.nan) for numbers in done.numbers]
+            own = torch.tensor(sum(losses) / len(losses), device=self.accelerator.device)
+            done.spike = self.guard.look(loss=float(self.accelerator.reduce(own, reduction="mean")), norm=done.norm)
+        wanted = done.finite and (done.spike is None or self.config.guards.spike_action == "warn")
+        if wanted or is_sharded(self.accelerator):
             self._wrapped.step()
         self._wrapped.zero_grad()
-        return norm
+
+    def _work(self, batch: "Batch", depth_frames: float) -> Work:
+        rows, _, steps = batch.codes.shape
+        tokens = 0 if self.origin.model.projector is None else 1
+        if batch.features is not None:
+            tokens = int(torch.bincount(batch.picture_rows).max()) * batch.features.shape[1]
+        return Work(rows, steps, tokens, depth_frames)

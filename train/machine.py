@@ -25,18 +25,20 @@ def start(config: TrainConfig) -> "Accelerator":
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
-    if config.batches_per_step % world:
-        raise ConfigError(
-            f"batches_per_step {config.batches_per_step} can not be shared by {world} processes; "
-            f"set a multiple of {world}"
-        )
+    problems = _problems(config, world)
     accumulate = config.batches_per_step // world
     decided = {
         "train_micro_batch_size_per_gpu": 1,  # a batch of ours, however many calls it holds
         "gradient_accumulation_steps": accumulate,
         "gradient_clipping": config.optim.max_grad_norm,
     }
-    plugin = None if config.deepspeed is None else _plugin(Path(config.deepspeed), decided)
+    plugin = None
+    try:
+        plugin = None if config.deepspeed is None else _plugin(Path(config.deepspeed), decided)
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError("; ".join(problems))
     sharded = plugin is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
     if sharded:
         _prepare_deepspeed(on_cpu=on_cpu)
@@ -56,6 +58,25 @@ def start(config: TrainConfig) -> "Accelerator":
     return accelerator
 
 
+def _problems(config: TrainConfig, world: int) -> list[str]:
+    """What this launch cannot do that the configuration asks for."""
+    found = []
+    if config.batches_per_step % world:
+        found.append(
+            f"batches_per_step {config.batches_per_step} can not be shared by {world} processes; "
+            f"set a multiple of {world}"
+        )
+    here, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if config.device == "cuda" and not devices:
+        found.append("device is cuda, but no GPU is here; set device=cpu, or see `mmspeech doctor`")
+    if config.device != "cpu" and 0 < devices < here:
+        found.append(f"{here} processes were started here, but there are {devices} GPUs; start {devices}")
+    uses_deepspeed = config.deepspeed is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+    if uses_deepspeed and config.guards.spike is not None and config.guards.spike_action == "skip":
+        found.append("guards.spike_action skip: DeepSpeed can not leave an update out; set warn or stop")
+    return found
+
+
 def is_sharded(accelerator: "Accelerator") -> bool:
     """Whether DeepSpeed runs the steps."""
     return accelerator.state.deepspeed_plugin is not None
@@ -70,13 +91,13 @@ def finish(accelerator: "Accelerator") -> None:
         torch.distributed.destroy_process_group()
 
 
-def agree(accelerator: "Accelerator", *, stop: bool, minutes: float) -> tuple[bool, float]:
-    """What all processes act on: whether any was asked to stop, and the first one's clock."""
+def agree(accelerator: "Accelerator", *, stop: bool, minutes: float, bad_calls: int) -> tuple[bool, float, int]:
+    """What all processes act on: whether any was asked to stop, the first one's clock, and calls left out by all."""
     if accelerator.num_processes == 1:
-        return stop, minutes
-    own = [float(stop), minutes if accelerator.is_main_process else 0.0]
+        return stop, minutes, bad_calls
+    own = [float(stop), minutes if accelerator.is_main_process else 0.0, float(bad_calls)]
     total = accelerator.reduce(torch.tensor(own, dtype=torch.float64, device=accelerator.device), reduction="sum")
-    return bool(total[0]), float(total[1])
+    return bool(total[0]), float(total[1]), int(total[2])
 
 
 def together(accelerator: "Accelerator", value: Any) -> list[Any]:

@@ -1,50 +1,61 @@
-"""Numbers of a run: RUN/metrics.jsonl, TensorBoard in RUN/tensorboard, and a progress bar."""
+"""Numbers of a run: RUN/metrics.jsonl, the boards they are watched on, and a progress bar."""
 
 import json
 import os
+import resource
 import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from mmspeech.flops import ModelFlops
+from train.boards import Board, Shown, TensorBoard, WeightsAndBiases
 from train.machine import together
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from mmspeech.types import Batch
+    from train.learner import StepOut
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl and TensorBoard. After a resume at `step`, later lines of the killed run are removed."""
+    """Appends to metrics.jsonl and tells the boards. After a resume at `step`, later lines of the file are removed."""
 
-    def __init__(self, run_dir: Path, *, step: int, writes: bool = True):
-        """`writes` false, for all processes but the first: nothing is written."""
+    def __init__(self, run_dir: Path, *, step: int, writes: bool = True, wandb: str | None = None):
+        """`writes` false, for all processes but the first: nothing is written. `wandb`: a project to tell as well."""
         self.writes = writes
         if not writes:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
+        self.boards: list[Board] = [TensorBoard(run_dir, step=step)]
+        if wandb is not None:
+            self.boards.append(WeightsAndBiases(run_dir, project=wandb))
         self.file = run_dir / "metrics.jsonl"
         _forget_after(self.file, step)
         self._lines = self.file.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """One line {"kind", "step", ...}; `kind` is train, eval/NAME, samples or event. TensorBoard takes numbers."""
+        """One line {"kind", "step", ...}; `kind` is train, eval/NAME, samples or event. Boards take numbers."""
         if not self.writes:
             return
         self._lines.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
         self._lines.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self.board.add_scalar(f"{kind}/{name}", value, step)
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        for board in self.boards:
+            board.numbers(kind, step, numbers)
+
+    def show(self, kind: str, step: int, shown: Shown) -> None:
+        """A sampled call, on the boards."""
+        for board in self.boards if self.writes else ():
+            board.show(kind, step, shown)
 
     def close(self) -> None:
         if self.writes:
             self._lines.close()
-            self.board.close()
+            for board in self.boards:
+                board.close()
 
 
 class Mean:
@@ -74,33 +85,53 @@ class Mean:
 
 
 class Rate:
-    """What the processes work off in a second, and how much of it was padding, since the last `take`."""
+    """What the processes work off in a second, and how much of it was padding, since the last `take`.
 
-    def __init__(self):
+    `peak_tflops`: of one process's device, or None where it is not known.
+    """
+
+    def __init__(self, flops: ModelFlops, *, peak_tflops: float | None):
+        self._flops, self._peak_tflops = flops, peak_tflops
         self.restart()
 
     def restart(self) -> None:
         self.frames = self.padded = self.tokens = 0
+        self.operations = 0.0
         self.began_sec = time.monotonic()
 
-    def add(self, *batches: "Batch") -> None:
-        for batch in batches:
+    def add(self, out: "StepOut") -> None:
+        self.operations += sum(self._flops.total(work) for work in out.works)
+        for batch in out.batches:
             held = int((batch.codes >= 0).any(dim=1).sum())
             self.frames += held
             self.padded += batch.codes.shape[0] * batch.codes.shape[2] - held
             self.tokens += int((batch.codes >= 0).sum())
 
     def take(self, accelerator: "Accelerator") -> dict[str, float]:
-        """frames_per_sec, tokens_per_sec and padding_share; starts over. All processes must call it."""
+        """frames_per_sec, tokens_per_sec and padding_share of all processes; tflops_per_sec and mfu of one on average
+        (model operations, see mmspeech.flops); peak_memory_mb of the one that holds most. Starts over. All processes
+        must call it."""
         seconds = max(1e-9, time.monotonic() - self.began_sec)
-        parts = together(accelerator, (self.frames, self.padded, self.tokens))
-        frames, padded, tokens = (sum(part) for part in zip(*parts, strict=True))
+        parts = together(accelerator, (self.frames, self.padded, self.tokens, self.operations, peak_memory_bytes()))
+        frames, padded, tokens, operations, memory = zip(*parts, strict=True)
+        frames, padded, tokens = sum(frames), sum(padded), sum(tokens)
+        reached = sum(operations) / seconds / len(parts) / 1e12
         self.restart()
-        return {
+        return ({} if self._peak_tflops is None else {"mfu": reached / self._peak_tflops}) | {
+            "tflops_per_sec": reached,
+            "peak_memory_mb": max(memory) / 1e6,
             "frames_per_sec": frames / seconds,
             "tokens_per_sec": tokens / seconds,
             "padding_share": padded / max(1, frames + padded),
         }
+
+
+def peak_memory_bytes() -> int:
+    """The most this process has held: on its GPU, or of the machine's memory where there is none."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class ProgressBar:

@@ -1,36 +1,11 @@
-"""What trains, and how: trainable names, AdamW groups, learning rates over time."""
+"""How what trains is trained: AdamW groups, learning rates over time."""
 
 import math
-from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
-from mmspeech.config import ConfigError
 from train.settings import OptimConfig
-
-TOWER_PREFIX = "tower."
-
-
-def trainable_names(model: nn.Module, patterns: list[str]) -> list[str]:
-    """Names of the parameters that `patterns` choose, in the model's order; see TrainConfig.trainable.
-
-    The tower is never among them. Raises ConfigError when a pattern matches nothing.
-    """
-    adapters = set(model.adapter_names())
-    names = [name for name, _ in model.named_parameters() if not name.startswith(TOWER_PREFIX)]
-    chosen: set[str] = set()
-    for pattern in patterns:
-        wanted = pattern.removeprefix("!")
-        matched = {name for name in names if _matches(name, wanted, is_adapter=name in adapters)}
-        if not matched:
-            parts = sorted({".".join(name.split(".")[:2]) for name in names})
-            expected = f"all, speech, adapters or a pattern for one of {', '.join(parts)}"
-            raise ConfigError(f"trainable: {pattern!r} matches no parameter; expected {expected}")
-        chosen = chosen - matched if pattern.startswith("!") else chosen | matched
-    if not chosen:
-        raise ConfigError(f"trainable: {patterns} leaves no parameter to train")
-    return [name for name in names if name in chosen]
 
 
 def freeze_all_but(model: nn.Module, names: list[str]) -> None:
@@ -65,13 +40,3 @@ def learning_rate(config: OptimConfig, *, step: int, progress: float) -> float:
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-def _matches(name: str, pattern: str, *, is_adapter: bool) -> bool:
-    if pattern == "all":
-        return True
-    if pattern == "speech":
-        return not is_adapter
-    if pattern == "adapters":
-        return is_adapter
-    return fnmatchcase(name, pattern) or name.startswith(pattern.rstrip("*").rstrip(".") + ".")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmspeech.audio.codec import Codec
-from mmspeech.checkpoint import TOKENIZER, check_keys, check_streams, load_codec, load_model, read_codec_config
+from mmspeech.checkpoint import HUB_ID, TOKENIZER, check_keys, check_streams, load_codec, load_model, read_codec_config
 from mmspeech.config import ConfigError, ModelConfig, load_config
 from mmspeech.lm.loss import LossOut, LossWeights, duplex_loss
 from mmspeech.lm.model import VisionSpeechModel
@@ -19,13 +19,14 @@ from train.settings import InitConfig, LossConfig, TrainConfig
 
 if TYPE_CHECKING:
     from mmspeech.vision.encoder import VisionTower
+    from train.lora import Lora
 
 PIECE_LOGITS = 2**26  # a quarter of a GiB in float32, and its gradient as much again
 
 
 @dataclass
 class Origin:
-    """What a run begins with. `tokenizer_file` is copied into every checkpoint.
+    """What a run begins with. `tokenizer_file` is copied into every checkpoint; `lora`: what was added to the model.
 
     The tower stands beside the model (whose own is None): it never trains, so nothing that shards or wraps a model for
     training has to know it.
@@ -37,6 +38,7 @@ class Origin:
     tokenizer: TextTokenizer
     tokenizer_file: Path
     config: ModelConfig
+    lora: "Lora | None" = None
 
 
 class Objective(nn.Module):
@@ -98,7 +100,7 @@ def build_origin(config: TrainConfig, device: torch.device) -> Origin:
     if init.checkpoint is None:
         origin = _fresh(_model_config(init), config.at(init.codec), config.at(init.tokenizer))
     else:
-        bundle = load_model(config.at(init.checkpoint))
+        bundle = load_model(_begun_from(config))
         tower, bundle.model.tower = bundle.model.tower, None
         origin = Origin(bundle.model, tower, bundle.codec, bundle.tokenizer, bundle.path / TOKENIZER, bundle.config)
         if init.model is not None:
@@ -125,6 +127,17 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         if isinstance(value, Tensor):
             setattr(batch, name, value.to(device, non_blocking=True))
     return batch
+
+
+def _begun_from(config: TrainConfig) -> Path | str | None:
+    """What `init.checkpoint` means to `load_model`."""
+    name = config.init.checkpoint
+    path = config.at(name)
+    if path.exists():
+        return path
+    if name == "embedded":
+        return None
+    return name if HUB_ID.fullmatch(name) else path
 
 
 def _model_config(init: InitConfig) -> ModelConfig:

@@ -12,25 +12,32 @@ import torch
 import yaml
 
 from mmspeech.checkpoint import codec_hash
-from mmspeech.config import ConfigError
+from mmspeech.config import ConfigError, Problems
 from mmspeech.data.collate import Layout, PictureFormat
 from mmspeech.data.shards import ShardSet
+from mmspeech.flops import peak_tflops
+from mmspeech.lm.trainable import trainable_names
 from train import machine
+from train.boards import check_wandb
 from train.checkpointing import TrainState, find_checkpoint, load_moments, load_weights, save_checkpoint
 from train.curves import draw_curves
 from train.feed import CallBatches, Planner, build_layout, open_sources, own_share, training_loader, validation_plans
-from train.learner import Learner
+from train.gap import gaps, sighted_and_blind
+from train.guards import HandedPlans, StallGuard
+from train.learner import Learner, StepOut
+from train.lora import add_lora
 from train.metrics import Mean, MetricsLog, ProgressBar, Rate
-from train.optim import freeze_all_but, learning_rate, trainable_names
+from train.optim import freeze_all_but, learning_rate
 from train.parts import Origin, build_origin
-from train.samples import write_samples
+from train.samples import Samples, write_samples
 from train.settings import TrainConfig
+from train.whole import whole_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-SampleHook = Callable[[Origin, ShardSet, Path, int], dict[str, float]]
-"""(origin, validation calls, folder, how many) -> numbers to log; called every `sample_every_steps`."""
+SampleHook = Callable[[Origin, ShardSet, Path, TrainConfig], Samples]
+"""(origin, validation calls, folder, configuration) -> what to log; called in the first process."""
 
 
 def train(config: TrainConfig, *, sample: SampleHook = write_samples) -> Path:
@@ -61,11 +68,14 @@ def _train(config: TrainConfig, accelerator: "Accelerator", sample: SampleHook) 
     # 2. What goes in, and what is told
     share = {"rank": accelerator.process_index, "world": accelerator.num_processes, "per_step": config.batches_per_step}
     plans = own_share(planner.plans(state.position), **share)
-    feed = training_loader(data.train, plans, workers=config.data.workers)
+    plans = HandedPlans(plans)
+    loader = training_loader(data.train, plans, workers=config.data.workers)
+    feed = StallGuard(loader, plans, config.guards, config.data)
     evaluation = Evaluation(config, learner, data)
     if main:
         _write_description(run_dir, config, learner)
-    log, means, rate = MetricsLog(run_dir, step=state.step, writes=main), Mean(), Rate()
+    log = MetricsLog(run_dir, step=state.step, writes=main, wandb=config.log.wandb)
+    means, rate = Mean(), build_rate(config, learner)
     bad_in_a_row, saved = 0, found
 
     # 3. Steps
@@ -82,22 +92,34 @@ def _train(config: TrainConfig, accelerator: "Accelerator", sample: SampleHook) 
             now = learning_rate(config.optim, step=state.step, progress=clock.progress())
             out = learner.step(feed, number=state.step, rate=now)
             clock.tick()
-            stop, state.minutes = machine.agree(accelerator, stop=signals.asked, minutes=state.minutes)
+            stop, state.minutes, bad_calls = machine.agree(
+                accelerator, stop=signals.asked, minutes=state.minutes, bad_calls=len(out.problems)
+            )
             state.step, state.position = state.step + 1, out.after
             means.add(*out.numbers, {"grad_norm": out.norm} if out.finite else {})
-            rate.add(*out.batches)
+            rate.add(out)
             bar.advance()
 
             # 3.2 Guard
-            for problem in out.problems:
-                bar.line(problem)
-                log.write("event", state.step, {"skipped_call": problem})
+            if bad_calls:
+                state.bad_calls += bad_calls
+                for problem in itertools.chain(*machine.together(accelerator, out.problems)):
+                    bar.line(problem)
+                    log.write("event", state.step, {"skipped_call": problem})
+                if config.data.max_bad_calls is not None and state.bad_calls > config.data.max_bad_calls:
+                    raise ConfigError(f"{run_dir}: {state.bad_calls} calls could not be read; see data.max_bad_calls")
+            if out.spike:
+                text = f"step {state.step}: {out.spike} (spike_action {config.guards.spike_action})"
+                text += f"; calls {_calls(accelerator, out)}"
+                log.write("event", state.step, {"spike": text})
+                bar.line(text)
+                if config.guards.spike_action == "stop":
+                    raise ConfigError(f"{run_dir}: stopped at {text}")
             bad_in_a_row = 0 if out.finite else bad_in_a_row + 1
             if not out.finite:
                 state.bad_steps += 1
                 bar.line(f"step {state.step}: the gradient is not finite; skipped ({state.bad_steps} so far)")
-                calls = " ".join(call for batch in out.batches for call in batch.ids[:8])
-                log.write("event", state.step, {"bad_step": state.bad_steps, "calls": calls})
+                log.write("event", state.step, {"bad_step": state.bad_steps, "calls": _calls(accelerator, out)})
             if bad_in_a_row >= (1 if machine.is_sharded(accelerator) else config.max_bad_steps):
                 raise ConfigError(f"{run_dir}: {bad_in_a_row} steps in a row were not finite; lower the learning rate")
 
@@ -105,17 +127,19 @@ def _train(config: TrainConfig, accelerator: "Accelerator", sample: SampleHook) 
             last = state.step == config.max_steps or clock.time_is_up() or stop
             if state.step % config.log_every_steps == 0 or last:
                 numbers = means.take(accelerator) | rate.take(accelerator)
-                numbers |= {"learning_rate": now, "minutes": state.minutes}
+                numbers |= {"learning_rate": now, "minutes": state.minutes, "bad_calls": state.bad_calls}
                 log.write("train", state.step, numbers)
                 bar.note(state.step, _summary(numbers))
-            if state.step % config.eval_every_steps == 0 or last:
+            evaluates = state.step % config.eval_every_steps == 0 or last
+            if evaluates:
                 for name, numbers in evaluation.run().items():
                     log.write(f"eval/{name}", state.step, numbers)
                     bar.line(f"step {state.step} eval {name}: {_summary(numbers)}")
                 rate.restart()
-            if config.sample_every_steps and data.valid and state.step % config.sample_every_steps == 0:
-                folder = run_dir / "samples" / f"step_{state.step:08d}"
-                log.write("samples", state.step, sample(learner.origin, data.valid[0][0], folder, config.sample_calls))
+            if data.valid and _samples_now(config, state.step, evaluates=evaluates):
+                for problem in _sample(learner, data.valid, state.step, sample, log):
+                    bar.line(problem)
+                    log.write("event", state.step, {"not_sampled": problem})
                 rate.restart()
 
             # 3.4 Keep
@@ -141,17 +165,26 @@ class Data:
 
 
 def set_up(config: TrainConfig, accelerator: "Accelerator") -> tuple[Learner, Data]:
-    """Model, codec, tokenizer, what trains, and the calls. Raises ConfigError for what does not fit together."""
+    """Model, codec, tokenizer, what trains, and the calls. Raises one ConfigError that lists all that does not fit."""
     torch.set_flush_denormal(True)
-    origin = build_origin(config, accelerator.device)
-    trainable = trainable_names(origin.model, config.trainable)
+    problems, origin, stamp = Problems(), None, None
+    with problems.noted():
+        if config.log.wandb is not None:
+            check_wandb()
+    with problems.noted():
+        origin = build_origin(config, accelerator.device)
+        stamp = codec_hash(origin.codec)
+    with problems.noted():
+        trainable = [] if origin is None else _choose_trainable(origin, config)
+    with problems.noted():
+        sources = open_sources(config.data.sources, at=config.at, codec_hash=stamp)
+    with problems.noted():
+        valid = open_sources(config.data.valid, at=config.at, codec_hash=stamp)
+    problems.tell()
     freeze_all_but(origin.model, trainable)
     origin.model.lm.temporal.transformer.recompute = config.recompute_layers
     if config.compile_layers:
         origin.model.lm.temporal.transformer.compile_layers()
-    stamp = codec_hash(origin.codec)
-    sources = open_sources(config.data.sources, at=config.at, codec_hash=stamp)
-    valid = open_sources(config.data.valid, at=config.at, codec_hash=stamp)
     pictures = _picture_format(origin)
     layouts = [
         build_layout(config.data, tokenizer=origin.tokenizer, stamp=sources[0][0].info.codec, training=training)
@@ -159,6 +192,15 @@ def set_up(config: TrainConfig, accelerator: "Accelerator") -> tuple[Learner, Da
     ]
     data = Data(sources, valid, CallBatches(sources, layout=layouts[0], pictures=pictures), layouts[1], pictures)
     return Learner(accelerator, origin, config, trainable), data
+
+
+def _choose_trainable(origin: Origin, config: TrainConfig) -> list[str]:
+    """Names of what learns; LoRA, where asked for, is put into the model."""
+    trainable = trainable_names(origin.model, config.trainable) if config.trainable else []
+    if config.lora is None:
+        return trainable
+    origin.lora = add_lora(origin.model, config.lora, seed=config.seed)
+    return origin.lora.trainable(origin.model, trainable)
 
 
 class Clock:
@@ -189,7 +231,7 @@ class Evaluation:
 
     def __init__(self, config: TrainConfig, learner: Learner, data: Data):
         self.learner = learner
-        self.sets = {}
+        self.sets, self.pairs = {}, sighted_and_blind(config.data.valid)
         for name, (shards, source) in zip(config.data.valid, data.valid, strict=True):
             dataset = CallBatches([(shards, source)], layout=data.valid_layout, pictures=data.pictures)
             plans = validation_plans(shards, source, config=config.data, batches=config.eval_batches)
@@ -197,7 +239,7 @@ class Evaluation:
 
     @torch.no_grad()
     def run(self) -> dict[str, dict[str, float]]:
-        """Means over the batches of each set, by the set's name."""
+        """Means over the batches of each set, by the set's name; and what seeing is worth (train.gap)."""
         learner, results = self.learner, {}
         rank, world = learner.accelerator.process_index, learner.accelerator.num_processes
         learner.objective.eval()
@@ -210,7 +252,7 @@ class Evaluation:
                 if first + rank < len(plans):
                     means.add(numbers)
             results[name] = means.take(learner.accelerator)
-        return results
+        return results | gaps(results, self.pairs)
 
 
 class StopSignals:
@@ -232,6 +274,40 @@ class StopSignals:
         signal.signal(number, signal.SIG_DFL)
 
 
+def build_rate(config: TrainConfig, learner: Learner) -> Rate:
+    """Counts operations, against the device's peak where that is known."""
+    peak = config.peak_tflops
+    if peak is None and learner.accelerator.device.type == "cuda":
+        peak = peak_tflops(torch.cuda.get_device_name(), precision=config.precision)
+    return Rate(learner.flops, peak_tflops=peak)
+
+
+def _calls(accelerator: "Accelerator", out: StepOut) -> str:
+    """Ids of the first calls of every batch of a step, of all processes; all must call it."""
+    own = [call for batch in out.batches for call in batch.ids[:8]]
+    return " ".join(itertools.chain(*machine.together(accelerator, own)))
+
+
+def _samples_now(config: TrainConfig, step: int, *, evaluates: bool) -> bool:
+    every = config.sample_every_steps
+    return evaluates if every is None else every > 0 and step % every == 0
+
+
+def _sample(learner: Learner, valid: list, step: int, sample: SampleHook, log: MetricsLog) -> list[str]:
+    """Sample from the first validation set that has pictures, or else the first; all processes call it, the first one
+    does it. Returns what went wrong."""
+    shards = next((shards for shards, source in valid if source.visuals == "keep"), valid[0][0])
+    folder = learner.config.run_dir / "samples" / f"step_{step:08d}"
+    with whole_model(learner):
+        if not learner.accelerator.is_main_process:
+            return []
+        drawn = sample(learner.origin, shards, folder, learner.config)
+    log.write("samples", step, drawn.numbers)
+    for shown in drawn.shown:
+        log.show("samples", step, shown)
+    return drawn.problems
+
+
 def _picture_format(origin: Origin) -> PictureFormat | None:
     tower = origin.tower
     return None if tower is None else PictureFormat(tower.image_size_px, tower.mean, tower.std)
@@ -239,7 +315,8 @@ def _picture_format(origin: Origin) -> PictureFormat | None:
 
 def _summary(numbers: dict[str, float]) -> str:
     shown = {"loss": ".3f", "text_loss": ".3f", "audio_loss": ".3f", "word_acc": ".3f", "semantic_acc": ".3f"}
-    shown |= {"gate": ".3f", "grad_norm": ".2f", "learning_rate": ".1e", "frames_per_sec": ",.0f", "minutes": ".1f"}
+    shown |= {"gate": ".3f", "grad_norm": ".2f", "learning_rate": ".1e", "frames_per_sec": ",.0f"}
+    shown |= {"mfu": ".3f", "minutes": ".1f"}
     return "  ".join(f"{name} {numbers[name]:{form}}" for name, form in shown.items() if name in numbers)
 
 

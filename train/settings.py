@@ -44,7 +44,8 @@ class DataConfig(StrictModel):
     """Sources by name (all of one codec), and how calls become batches (see mmspeech.data.collate.Layout).
 
     `batch_frames` bounds the frames of a batch, padding included; `pool_batches` batches are drawn at once and sorted
-    by length. `workers` 0 loads in the training process.
+    by length. `workers` 0 loads in the training process. Calls that cannot be read are left out, counted and named;
+    more than `max_bad_calls` of them end the run (None: never).
     """
 
     sources: dict[str, SourceConfig] = Field(min_length=1)
@@ -58,6 +59,7 @@ class DataConfig(StrictModel):
     keep_codebooks: int = Field(1, ge=1)
     replace_codes: float = Field(0.0, ge=0, le=0.5)
     mute_gaps: float = Field(0.0, ge=0, le=1)
+    max_bad_calls: int | None = Field(None, ge=0)
     workers: int = Field(0, ge=0)
     cached_pictures: int = Field(20_000, ge=0)
 
@@ -65,10 +67,11 @@ class DataConfig(StrictModel):
 class InitConfig(StrictModel):
     """Where a run begins.
 
-    `checkpoint` (a checkpoint or run directory) alone: its model goes on. `model` (a configuration file) alone: fresh
-    weights, with `codec` (directory) and `tokenizer` (file). Both: the configuration's model with the checkpoint's
-    weights, codec and tokenizer; only vision adapters may be new. `blind` leaves the eyes of `model` out. `tower` (a
-    directory with tower.safetensors) gives the tower's weights; None: the checkpoint's, or the published ones.
+    `checkpoint` (a checkpoint or run directory, a hub id, or `embedded`: mmspeech-tiny) alone: its model goes on.
+    `model` (a configuration file) alone: fresh weights, with `codec` (directory) and `tokenizer` (file). Both: the
+    configuration's model with the checkpoint's weights, codec and tokenizer; only vision adapters may be new. `blind`
+    leaves the eyes of `model` out. `tower` (a directory with tower.safetensors) gives the tower's weights; None: the
+    checkpoint's, or the published ones.
     """
 
     checkpoint: str | None = None
@@ -108,6 +111,19 @@ class OptimConfig(StrictModel):
     max_grad_norm: float = Field(1.0, gt=0)
 
 
+class LoraSettings(StrictModel):
+    """Pairs of small matrices that learn in the place of large ones (see train.lora), which stay as they are.
+
+    `targets`: patterns as in `TrainConfig.trainable`; the speech LM's linear layers among what they name are wrapped.
+    What a pair adds is `alpha / rank` times its product. `dropout` only for targets outside the depth transformer.
+    """
+
+    rank: int = Field(16, gt=0)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] = Field(["lm.temporal.*", "lm.depth.*"], min_length=1)
+
+
 class LossConfig(StrictModel):
     """See mmspeech.lm.loss.LossWeights. `pieces` None: as many as `data.batch_frames` asks for (see train.parts)."""
 
@@ -119,28 +135,56 @@ class LossConfig(StrictModel):
     pieces: int | None = Field(None, gt=0)
 
 
+class GuardConfig(StrictModel):
+    """When to mistrust a step or the data.
+
+    A step whose loss or gradient norm is more than `spike` spreads above the median of the last `spike_window` good
+    ones is told (`warn`), left out (`skip`; not under DeepSpeed) or ends the run (`stop`); spike null: never. When no
+    batch comes for `stall_sec` seconds that is told, or ends the run; null: never.
+    """
+
+    spike: float | None = Field(12.0, gt=1)
+    spike_window: int = Field(200, ge=20)
+    spike_action: Literal["warn", "skip", "stop"] = "warn"
+    stall_sec: float | None = Field(300.0, gt=0)
+    stall_action: Literal["warn", "stop"] = "warn"
+
+
+class LogConfig(StrictModel):
+    """`wandb`: a project of Weights & Biases that is told everything TensorBoard is (None: it is not). It wants the
+    wandb library; WANDB_MODE=offline keeps it on this machine."""
+
+    wandb: str | None = None
+
+
 class TrainConfig(StrictModel):
     """One stage. Paths are relative to `root` unless absolute (`init.model` to the working directory).
 
     `trainable`: names of parameters that learn: `all`, `speech` (the LM without its adapters), `adapters`, or patterns
-    such as `lm.depth.*`; `!pattern` takes away. The run ends at `max_steps` or after `max_minutes` of work (counted
+    such as `lm.depth.*`; `!pattern` takes away. `lora`: matrices that learn through LoRA, whatever `trainable` says of
+    them; with it `trainable` may be empty. The run ends at `max_steps` or after `max_minutes` of work (counted
     over resumes), whichever is first; the schedule follows the nearer end. `resume`: `auto` continues the run's newest
     checkpoint, `never` refuses a run directory that has one. `batches_per_step`: batches whose gradients one step
     averages; the processes of a launch share them evenly, so that the same steps are taken by any number of processes.
     `recompute_layers`: compute each layer of the temporal transformer twice instead of keeping what it made (less
     memory, a third more time). `compile_layers`: torch.compile for these layers (minutes at the start, faster steps on
     GPUs). `frozen_precision`: bf16 keeps the matrices that do not learn in bfloat16 only, in memory and in checkpoints;
-    auto does so on GPUs when `precision` is bf16 (under DeepSpeed its own configuration decides). `deepspeed`: a
-    DeepSpeed configuration (configs/deepspeed/), for launches by torchrun or deepspeed.
+    auto does so on GPUs when `precision` is bf16 (under DeepSpeed its own configuration decides). `peak_tflops`: of one
+    device, for the model FLOPs utilisation in the log (None: by its name). `device: cuda` refuses to run without one.
+    `sample_every_steps`: how often `sample_calls` validation calls are answered for you to hear and see in RUN/samples
+    (None: at every evaluation; 0: never). `deepspeed`: a DeepSpeed configuration (configs/deepspeed/), for launches by
+    torchrun or deepspeed.
     """
 
     root: str = "data"
     run: str
     init: InitConfig
-    trainable: list[str] = Field(min_length=1)
+    trainable: list[str]
+    lora: LoraSettings | None = None
     data: DataConfig
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
+    guards: GuardConfig = GuardConfig()
     max_steps: int = Field(gt=0)
     max_minutes: float | None = Field(None, gt=0)
     batches_per_step: int = Field(1, gt=0)
@@ -149,17 +193,25 @@ class TrainConfig(StrictModel):
     compile_layers: bool = False
     frozen_precision: Literal["auto", "no", "bf16"] = "auto"
     precision: Literal["no", "bf16"] = "bf16"
-    device: Literal["auto", "cpu"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    peak_tflops: float | None = Field(None, gt=0)
     log_every_steps: int = Field(10, gt=0)
     eval_every_steps: int = Field(250, gt=0)
     eval_batches: int = Field(8, gt=0)
-    sample_every_steps: int | None = Field(None, gt=0)
+    sample_every_steps: int | None = Field(None, ge=0)
     sample_calls: int = Field(2, gt=0)
+    log: LogConfig = LogConfig()
     save_every_steps: int = Field(250, gt=0)
     keep_last: int = Field(2, gt=0)
     max_bad_steps: int = Field(20, gt=0)
     resume: Literal["auto", "never"] = "auto"
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _something_learns(self):
+        if not self.trainable and self.lora is None:
+            raise ValueError("nothing is to learn: name parts in trainable, or give lora")
+        return self
 
     def at(self, path: str) -> Path:
         """`path` below `root`, unless absolute."""

@@ -6,7 +6,7 @@ the last `REFERENCE_FRAMES` frames again. Both are timed in turns in the same ru
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,10 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from mmspeech.commands.common import check_device, check_output, settle_threads, whole_file
+from mmspeech.commands.common import check_output, followed, opened_model, whole_file
 from mmspeech.frames import FRAME_RATE_HZ, FRAME_SAMPLES, frames_to_seconds
 from mmspeech.serve.engine import CallBatch
+from mmspeech.types import FrameOut
 
 if TYPE_CHECKING:
     from mmspeech.checkpoint import Bundle
@@ -27,23 +28,29 @@ if TYPE_CHECKING:
 REFERENCE_FRAMES = 50
 _WARM_UP_FRAMES = 10
 _REFERENCE_EVERY = 10
+_PARTS = ("whole frame", "encode", "think", "decode")
 BUDGET_MS = 1000 / FRAME_RATE_HZ
 
 
-def run_bench(model: str | None, *, num_frames: int, out: Path | None, device: str) -> None:
-    """Time `num_frames` frames of one call with a picture (where the model has eyes); print, and write JSON."""
-    from mmspeech.checkpoint import load_model
+def run_bench(model: str | None, *, num_frames: int, out: Path | None, device: str, tensor_parallel: int) -> None:
+    """Time `num_frames` frames of one call with a picture (where the model has eyes); print, and write JSON.
 
+    With `tensor_parallel` > 1 the model is split over so many processes, and beside them stands the same model in one.
+    """
+    if followed(device=device, tensor_parallel=tensor_parallel):
+        return
     if out is not None:
         check_output(out, (".json",))
-    bundle = load_model(model, device=check_device(device))
-    settle_threads(bundle.model)
-    times_sec = time_frames(bundle, num_frames=num_frames)
+    with opened_model(model, device=device, tensor_parallel=tensor_parallel) as bundle:
+        if tensor_parallel > 1:
+            result, times_sec = _bench_split(bundle, num_frames=num_frames, num_ranks=tensor_parallel)
+        else:
+            result, times_sec = {"reference_frames": REFERENCE_FRAMES}, time_frames(bundle, num_frames=num_frames)
     rows = {name: summarise(values) for name, values in times_sec.items()}
     threads = torch.get_num_threads()
     result = {
         "model": str(bundle.path), "device": device, "threads": threads, "frames": num_frames,
-        "budget_ms": BUDGET_MS, "reference_frames": REFERENCE_FRAMES, "ms": rows,
+        "budget_ms": BUDGET_MS, **result, "ms": rows,
     }  # fmt: skip
     table = Table("ms per 80 ms frame", "p50", "p99")
     for name, row in rows.items():
@@ -51,6 +58,9 @@ def run_bench(model: str | None, *, num_frames: int, out: Path | None, device: s
     console = Console()
     console.print(f"{bundle.config.name} on {device}, {threads} threads, {num_frames} frames", highlight=False)
     console.print(table)
+    if tensor_parallel > 1:
+        equal = result["frames_equal"]
+        console.print(f"{equal} of {num_frames} frames have one process's text and codes", highlight=False)
     if out is not None:
         with whole_file(out) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -58,30 +68,82 @@ def run_bench(model: str | None, *, num_frames: int, out: Path | None, device: s
 
 def time_frames(bundle: "Bundle", *, num_frames: int) -> dict[str, list[float]]:
     """Seconds of every frame, for each part and for the whole, and of the reference (every tenth frame)."""
-    calls = CallBatch(bundle)
-    if bundle.config.vision is not None:
-        from PIL import Image
-
-        size = (bundle.config.vision.image_size_px,) * 2
-        calls.see([Image.new("RGB", size, (90, 120, 200))])
-    sound = 0.05 * torch.randn(
-        _WARM_UP_FRAMES + num_frames, 1, FRAME_SAMPLES, generator=torch.Generator().manual_seed(0)
-    )
-    times: dict[str, list[float]] = {name: [] for name in ("whole frame", "encode", "think", "decode", "reference")}
-    for index, pcm in enumerate(track(sound, description="timing", console=Console(stderr=True), transient=True)):
-        codes, encode_sec = _timed(lambda pcm=pcm: calls.listen(pcm), calls.device)
-        out, think_sec = _timed(lambda codes=codes: calls.think(codes), calls.device)
-        _, decode_sec = _timed(lambda out=out: calls.speak(out), calls.device)
+    calls = _call_with_picture(bundle)
+    times: dict[str, list[float]] = {name: [] for name in (*_PARTS, "reference")}
+    for index, pcm in enumerate(_sound(num_frames)):
+        parts, _ = _timed_frame(calls, pcm)
         if index < _WARM_UP_FRAMES:
             continue
-        parts = {"encode": encode_sec, "think": think_sec, "decode": decode_sec}
-        for name, value in {**parts, "whole frame": sum(parts.values())}.items():
+        for name, value in parts.items():
             times[name].append(value)
         if index % _REFERENCE_EVERY == 0:
             times["reference"].append(_timed(lambda: _reference_frame(bundle, calls), calls.device)[1])
     label = f"whole frame without state ({frames_to_seconds(REFERENCE_FRAMES):.0f} s again each time)"
     times[label] = times.pop("reference")
     return times
+
+
+def _bench_split(
+    bundle: "Bundle", *, num_frames: int, num_ranks: int
+) -> tuple[dict[str, object], dict[str, list[float]]]:
+    """What the result says of the ranks, and the times of the same call split and in one process."""
+    from mmspeech.checkpoint import load_model
+
+    alone = load_model(bundle.path, device=next(bundle.model.parameters()).device)
+    names = {f"{num_ranks} processes": bundle, "one process": alone}
+    times, frames_equal = time_beside(names, num_frames=num_frames)
+    return {"tensor_parallel": num_ranks, "frames_equal": frames_equal}, times
+
+
+def time_beside(bundles: "dict[str, Bundle]", *, num_frames: int) -> tuple[dict[str, list[float]], int]:
+    """The same call through several bundles, frame by frame in turns: seconds of every frame, for each part of each
+    bundle, and how many frames came out with the same text and codes everywhere."""
+    calls = {name: _call_with_picture(bundle) for name, bundle in bundles.items()}
+    times: dict[str, list[float]] = {f"{part}, {name}": [] for part in _PARTS for name in calls}
+    frames_equal = 0
+    for index, pcm in enumerate(_sound(num_frames)):
+        outs = []
+        for name, call in calls.items():
+            parts, out = _timed_frame(call, pcm)
+            outs.append(out)
+            if index >= _WARM_UP_FRAMES:
+                for part, value in parts.items():
+                    times[f"{part}, {name}"].append(value)
+        frames_equal += index >= _WARM_UP_FRAMES and all(_same_frame(outs[0], out) for out in outs)
+    return times, frames_equal
+
+
+def _same_frame(one: FrameOut | None, other: FrameOut | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one.text_ids, other.text_ids) and torch.equal(one.codes, other.codes)
+
+
+def _call_with_picture(bundle: "Bundle") -> CallBatch:
+    calls = CallBatch(bundle)
+    if bundle.config.vision is not None:
+        from PIL import Image
+
+        size = (bundle.config.vision.image_size_px,) * 2
+        calls.see([Image.new("RGB", size, (90, 120, 200))])
+    return calls
+
+
+def _sound(num_frames: int) -> Iterable[Tensor]:
+    """Frames [1, 1920] of noise, the first of them to warm up."""
+    sound = 0.05 * torch.randn(
+        _WARM_UP_FRAMES + num_frames, 1, FRAME_SAMPLES, generator=torch.Generator().manual_seed(0)
+    )
+    return track(sound, description="timing", console=Console(stderr=True), transient=True)
+
+
+def _timed_frame(calls: CallBatch, pcm: Tensor) -> tuple[dict[str, float], FrameOut | None]:
+    """One frame of a call: seconds of the whole and of each part, and what the model gave."""
+    codes, encode_sec = _timed(lambda: calls.listen(pcm), calls.device)
+    out, think_sec = _timed(lambda: calls.think(codes), calls.device)
+    _, decode_sec = _timed(lambda: calls.speak(out), calls.device)
+    values = (encode_sec + think_sec + decode_sec, encode_sec, think_sec, decode_sec)
+    return dict(zip(_PARTS, values, strict=True)), out
 
 
 @torch.no_grad()

@@ -4,13 +4,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from mmspeech.config import ConfigError
+from mmspeech.serve.engine import settle_threads
 
-_SMALL_PARAMETERS = 100_000_000
+if TYPE_CHECKING:
+    from mmspeech.checkpoint import Bundle
 
 
 def check_device(name: str) -> torch.device:
@@ -39,12 +41,33 @@ def check_output(path: Path, suffixes: tuple[str, ...]) -> None:
         raise ConfigError(f"{path}: cannot write into {folder}; choose another place")
 
 
-def settle_threads(model: nn.Module) -> None:
-    """Run a small model on one CPU thread: its layers are too small to share, and threads that wait for each other on a
-    busy machine make a frame ten times slower. Larger models keep torch's own choice."""
-    weights = list(model.parameters())
-    if weights[0].device.type == "cpu" and sum(weight.numel() for weight in weights) < _SMALL_PARAMETERS:
-        torch.set_num_threads(1)
+@contextmanager
+def opened_model(model: str | None, *, device: str, tensor_parallel: int) -> Iterator["Bundle"]:
+    """The model of a command, whole or (rank 0 only) split over processes, with settled threads."""
+    from mmspeech.checkpoint import load_model
+
+    place = check_device(device)
+    if tensor_parallel > 1:
+        from mmspeech.serve.parallel import split_model
+
+        with split_model(model, num_ranks=tensor_parallel, device=device) as bundle:
+            yield bundle
+        return
+    bundle = load_model(model, device=place)
+    settle_threads(bundle.model)
+    yield bundle
+
+
+def followed(*, device: str, tensor_parallel: int) -> bool:
+    """Whether a launcher made this process one of the ranks behind rank 0; its work is then already done."""
+    from mmspeech.serve.ranks import launched_rank
+
+    if not launched_rank(tensor_parallel):
+        return False
+    from mmspeech.serve.parallel import follow
+
+    follow(num_ranks=tensor_parallel, device=device)
+    return True
 
 
 @contextmanager

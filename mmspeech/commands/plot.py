@@ -21,8 +21,8 @@ def plot_talk(talk: "Talk", path: Path) -> None:
     duration_sec = len(talk.reply) / SAMPLE_RATE_HZ
     figure = Figure(figsize=(max(6.0, min(24.0, duration_sec * 1.6)), 5.0), layout="constrained")
     user, model, gate = figure.subplots(3, 1, sharex=True, height_ratios=(2, 3, 1))
-    _draw_wave(user, talk.question.numpy(), "tab:gray", "user")
-    _draw_wave(model, talk.reply.numpy(), "tab:blue", "model")
+    draw_wave(user, talk.question.numpy(), colour="tab:gray", label="user")
+    draw_wave(model, talk.reply.numpy(), colour="tab:blue", label="model", top=2.2)
     for word in talk.transcript.words:
         model.annotate(
             word.text, (word.start_sec, 1.05), rotation=45, fontsize=9, annotation_clip=False,
@@ -35,11 +35,11 @@ def plot_talk(talk: "Talk", path: Path) -> None:
         figure.savefig(temporary, dpi=120)
 
 
-def _draw_wave(axes, wave: np.ndarray, colour: str, label: str) -> None:
-    """The envelope: thousands of samples per point would take long to draw and look the same."""
+def draw_wave(axes, wave: np.ndarray, *, colour: str, label: str, top: float = 1.0) -> None:
+    """The envelope of a wave [N], from -1 to 1: a point for every sample would take long to draw and look the same."""
     size = SAMPLE_RATE_HZ // _POINTS_PER_SEC
     pieces = wave[: len(wave) // size * size].reshape(-1, size)
     times_sec = np.arange(len(pieces)) / _POINTS_PER_SEC
     peak = max(1e-3, float(np.abs(pieces).max(initial=0.0)))
     axes.fill_between(times_sec, pieces.min(axis=1) / peak, pieces.max(axis=1) / peak, color=colour, linewidth=0)
-    axes.set(ylim=(-1, 2.2 if label == "model" else 1), ylabel=label, yticks=[])
+    axes.set(ylim=(-1, top), ylabel=label, yticks=[])

@@ -15,7 +15,7 @@ from rich.text import Text
 from torch import Tensor
 
 from mmspeech.audio.waveform import read_audio, write_wav
-from mmspeech.commands.common import check_device, check_output, settle_threads
+from mmspeech.commands.common import check_device, check_output, followed, opened_model
 from mmspeech.config import GenerationConfig
 from mmspeech.frames import FRAME_SAMPLES, frames_to_seconds, samples_to_seconds
 from mmspeech.serve.session import ReplyWatch, Session, Transcript
@@ -42,6 +42,7 @@ class TalkOptions:
     as_json: bool
     plot: Path | None
     device: str
+    tensor_parallel: int
 
 
 @dataclass
@@ -69,24 +70,23 @@ class Talk:
 
 def run_talk(options: TalkOptions) -> None:
     """The command: everything that can be wrong with the input is found before the model is loaded."""
+    if followed(device=options.device, tensor_parallel=options.tensor_parallel):
+        return
     check_output(options.out, (".wav",))
     if options.plot is not None:
         check_output(options.plot, PLOT_SUFFIXES)
-    device = check_device(options.device)
+    check_device(options.device)
     question = read_audio(options.audio)[0]
     picture = None
     if options.image is not None:
         from mmspeech.vision.image import load_image
 
         picture = load_image(options.image)
-    from mmspeech.checkpoint import load_model
-
-    bundle = load_model(options.model, device=device)
-    settle_threads(bundle.model)
     sampling = GenerationConfig(text_temperature=0, audio_temperature=0) if options.greedy else None
-    session = Session(bundle, sampling, options.seed, picture)
     console = Console(stderr=True)
-    talk = listen_and_reply(session, question, max_sec=options.max_sec, console=console)
+    with opened_model(options.model, device=options.device, tensor_parallel=options.tensor_parallel) as bundle:
+        session = Session(bundle, sampling, options.seed, picture)
+        talk = listen_and_reply(session, question, max_sec=options.max_sec, console=console)
     write_wav(options.out, torch.stack([talk.reply, talk.question]) if options.stereo else talk.reply)
     if options.plot is not None:
         from mmspeech.commands.plot import plot_talk

@@ -151,15 +151,12 @@ class ShardSet:
         return self.info.calls
 
     def __getitem__(self, index: int) -> Sample:
+        """Call number `index`; raises ShardError for one whose content cannot be read."""
         row = self._table[int(index)]
-        codes = np.frombuffer(row["codes"], dtype="<i2").reshape(-1, row["num_frames"])
-        return Sample(
-            id=row["id"],
-            codes=torch.from_numpy(codes.copy()),
-            words=[Word(*word) for word in json.loads(row["words"])],
-            visuals=[Visual(image=v["image"], start_sec=v["start_sec"]) for v in row["visuals"]],
-            meta=json.loads(row["meta"]),
-        )
+        try:
+            return _to_sample(row, self.info.codec)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ShardError(f"{self.path}: call {row.get('id')!r} is broken ({error}); pack again") from error
 
 
 def read_info(path: str | Path) -> ShardSetInfo:
@@ -231,6 +228,21 @@ def _to_row(sample: Sample, codes: Tensor) -> dict[str, Any]:
         "visuals": [{"image": v.image, "start_sec": v.start_sec} for v in sample.visuals],
         "meta": json.dumps(sample.meta, ensure_ascii=False),
     }
+
+
+def _to_sample(row: dict[str, Any], codec: CodecStamp) -> Sample:
+    codes = np.frombuffer(row["codes"], dtype="<i2").reshape(2 * codec.num_codebooks, -1)
+    if codes.shape[1] != row["num_frames"] or not codes.shape[1]:
+        raise ValueError(f"{codes.shape[1]} frames, expected {row['num_frames']} and at least 1")
+    if codes.min() < -1 or codes.max() >= codec.codebook_size:
+        raise ValueError(f"codes outside -1 .. {codec.codebook_size - 1}")
+    return Sample(
+        id=row["id"],
+        codes=torch.from_numpy(codes.copy()),
+        words=[Word(*word) for word in json.loads(row["words"])],
+        visuals=[Visual(image=v["image"], start_sec=v["start_sec"]) for v in row["visuals"]],
+        meta=json.loads(row["meta"]),
+    )
 
 
 def _arrow_schema():

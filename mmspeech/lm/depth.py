@@ -54,7 +54,7 @@ class DepthLayer(nn.Module):
 
     def __init__(self, *, dim: int, num_heads: int, ffn_dim: int, num_steps: int, norm: str, norm_eps: float):
         super().__init__()
-        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
         self.norm1 = build_norm(norm, dim, eps=norm_eps)
         self.in_proj = StepLinear(num_steps, dim, 3 * dim)
         self.out_proj = StepLinear(num_steps, dim, dim)
@@ -62,8 +62,12 @@ class DepthLayer(nn.Module):
         self.ffn_in = StepLinear(num_steps, dim, 2 * ffn_dim)
         self.ffn_out = StepLinear(num_steps, ffn_dim, dim)
 
+    def init_state(self, batch_size: int, *, num_steps: int, device, dtype) -> AttentionState:
+        shape = (batch_size, self.in_proj.weight.shape[1] // (3 * self.head_dim), num_steps, self.head_dim)
+        return AttentionState(*(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2)))
+
     def forward(self, x: Tensor, *, first: int = 0, state: AttentionState | None = None) -> Tensor:
-        qkv = self.in_proj(self.norm1(x), first).unflatten(-1, (3, self.num_heads, -1))
+        qkv = self.in_proj(self.norm1(x), first).unflatten(-1, (3, -1, self.head_dim))
         query, key, value = qkv.permute(2, 1, 3, 0, 4).unbind(0)
         if state is not None:
             last = first + x.shape[0]
@@ -108,11 +112,9 @@ class DepthTransformer(nn.Module):
 
     def init_state(self, batch_size: int, *, device=None, dtype=None) -> DepthState:
         weight = self.hidden_in.weight
-        heads = self.layers[0].num_heads
-        shape = (batch_size, heads, self.num_codebooks, weight.shape[1] // heads)
         options = {"device": device or weight.device, "dtype": dtype or weight.dtype}
         return DepthState(
-            [AttentionState(torch.zeros(shape, **options), torch.zeros(shape, **options)) for _ in self.layers]
+            [layer.init_state(batch_size, num_steps=self.num_codebooks, **options) for layer in self.layers]
         )
 
     def forward(self, hidden: Tensor, text: Tensor, codes: Tensor) -> Tensor:

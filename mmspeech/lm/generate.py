@@ -1,19 +1,23 @@
 """Frame by frame generation: the user's codes in, text and the model's own codes out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mmspeech.config import GenerationConfig
-from mmspeech.lm.model import DuplexLM
 from mmspeech.types import FrameOut, VisualContext
+
+if TYPE_CHECKING:
+    from mmspeech.lm.model import DuplexLM
 
 
 @dataclass
 class StepTrace:
-    """What the last step computed: hidden [B, D], text_logits [B, V], gate [B], depth_logits K x [B, card].
+    """What the last step computed: hidden [B, D], text_logits [B, V], gate [B], layer_gates [B, L], depth_logits
+    K x [B, card].
 
     The text token and the codes drawn from them are returned up to the largest delay later.
     """
@@ -21,12 +25,14 @@ class StepTrace:
     hidden: Tensor
     text_logits: Tensor
     gate: Tensor
+    layer_gates: Tensor
     depth_logits: list[Tensor]
 
 
 class FrameGenerator:
     """B calls in lockstep, one 80 ms frame per `step`. Each row has its own random numbers, so that a call sounds the
-    same in any company; `seed` is one number (row b gets seed + b) or one per row.
+    same in any company; `seed` is one number (row b gets seed + b) or one per row. `agree`, when given, sees all ids
+    [B] as they are drawn and returns those to go on with: how processes that share the work draw the same.
 
     A short window of columns holds what is still to be read or returned: codes that arrive or leave with a delay.
     As in the released generator, the user codes of a row's first step are not heard.
@@ -34,13 +40,15 @@ class FrameGenerator:
 
     def __init__(
         self,
-        lm: DuplexLM,
+        lm: "DuplexLM",
         batch_size: int = 1,
         sampling: GenerationConfig | None = None,
         seed: int | Sequence[int] = 0,
+        agree: Callable[[Tensor], Tensor] | None = None,
     ):
         self.lm = lm
         self.batch_size = batch_size
+        self.agree = agree
         self.sampling = GenerationConfig() if sampling is None else sampling
         self.seeds = [seed + row for row in range(batch_size)] if isinstance(seed, int) else list(seed)
         if len(self.seeds) != batch_size:
@@ -55,7 +63,9 @@ class FrameGenerator:
         self.delays = torch.tensor(layout.delays, device=device)
         self.initial = layout.initial_ids(device)
         self.window = self.initial[None, :, None].repeat(batch_size, 1, self.now + 1 + max(layout.max_delay, 1))
-        self.gates = torch.zeros(batch_size, self.window.shape[2], device=device)
+        # Of each column: the mean gate, then one for each gated layer.
+        gates = 1 + len(lm.temporal.gated_layers)
+        self.gates = torch.zeros(batch_size, self.window.shape[2], gates, device=device)
         own = range(layout.num_streams)[: layout.own.stop]
         self.own_rows = torch.tensor(own, device=device)
         self.user_rows = torch.arange(layout.user.start, layout.user.stop, device=device)
@@ -110,10 +120,11 @@ class FrameGenerator:
         codes, depth_logits = self.lm.depth.sample(
             out.hidden[:, 0], text, lambda k, logits: self._choose(k + 1, logits), state=self.depth_state
         )
-        self.trace = StepTrace(out.hidden[:, 0], out.text_logits[:, 0], out.gate[:, 0], depth_logits)
+        gate, layer_gates = out.gate[:, 0], out.layer_gates[:, 0]
+        self.trace = StepTrace(out.hidden[:, 0], out.text_logits[:, 0], gate, layer_gates, depth_logits)
         self.window[:, 0, self.now + 1] = text
         self.window[:, layout.own, self.now + 1] = codes
-        self.gates[:, self.now + 1] = out.gate[:, 0]
+        self.gates[:, self.now + 1] = torch.cat([gate[:, None], layer_gates], dim=1)
         self.steps = [count + 1 for count in self.steps]
         return self._whole_frame()
 
@@ -129,7 +140,8 @@ class FrameGenerator:
         if min(frames) < 0:
             ids[[row for row, frame in enumerate(frames) if frame < 0]] = -1
         # Copies: the window moves on under what was returned.
-        return FrameOut(max(frames), ids[:, 0], ids[:, 1:], self.gates[:, self.text_returned].clone())
+        gates = self.gates[:, self.text_returned].clone()
+        return FrameOut(max(frames), ids[:, 0], ids[:, 1:], gates[:, 0], gates[:, 1:])
 
     def _draw_noise(self) -> None:
         if self.sampling.text_temperature > 0 or self.sampling.audio_temperature > 0:
@@ -137,7 +149,11 @@ class FrameGenerator:
                 row.exponential_(generator=generator)
 
     def _choose(self, part: int, logits: Tensor) -> Tensor:
-        """Sample one id per row from logits [B, V]: part 0 is text, part 1 + k codebook k."""
+        """One id per row from logits [B, V]: part 0 is text, part 1 + k codebook k."""
+        ids = self._draw(part, logits)
+        return ids if self.agree is None else self.agree(ids)
+
+    def _draw(self, part: int, logits: Tensor) -> Tensor:
         text = part == 0
         temperature = self.sampling.text_temperature if text else self.sampling.audio_temperature
         if temperature == 0:

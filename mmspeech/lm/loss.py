@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmspeech.lm.model import DuplexLM, VisionSpeechModel
+from mmspeech.lm.temporal import LMOut
 from mmspeech.types import Batch, VisualContext
 
 
@@ -39,8 +40,9 @@ class LossOut:
     """loss = text_loss + audio weight * audio_loss, scalars. metrics: detached scalars.
 
     Accuracies: `word_acc` over text targets that are words, `pad_acc` over PAD and EPAD, `semantic_acc` over the first
-    codebook, `acoustic_acc` over the others (NaN where there is none); `gate`: its mean over frames that see something;
-    `depth_frames`: how many frames the depth transformer saw.
+    codebook, `acoustic_acc` over the others (NaN where there is none). Over frames that see something: `gate`, its
+    mean; `gate_open`, the share of gates beyond 0.5, over frames and layers; `gate_layer_NN`, the mean of each gated
+    layer. `depth_frames`: how many frames the depth transformer saw.
     """
 
     loss: Tensor
@@ -52,7 +54,8 @@ class LossOut:
         """All of it as floats; what a batch had none of is left out."""
         parts = {"loss": self.loss, "text_loss": self.text_loss, "audio_loss": self.audio_loss, **self.metrics}
         # One transfer: each of its own would wait for the device.
-        values = torch.stack([value.detach().float() for value in parts.values()]).tolist()
+        device = self.loss.device
+        values = torch.stack([value.detach().to(device, torch.float32) for value in parts.values()]).tolist()
         return {name: value for name, value in zip(parts, values, strict=True) if math.isfinite(value)}
 
 
@@ -72,9 +75,17 @@ def duplex_loss(
     text_loss, metrics = _text_loss(lm, out.hidden, target[:, 0], batch.text_weight, weights)
     audio_loss, audio_metrics = _audio_loss(lm, out.hidden, target, held, batch.audio_weight, weights, generator)
     metrics |= audio_metrics
-    seeing = out.gate > 0
-    metrics["gate"] = _ratio(out.gate.sum(), seeing.sum())
+    metrics |= _gate_metrics(out, lm.temporal.gated_layers)
     return LossOut(text_loss + weights.audio * audio_loss, text_loss, audio_loss, metrics)
+
+
+def _gate_metrics(out: LMOut, layers: tuple[int, ...]) -> dict[str, Tensor]:
+    """Gate statistics over the frames that see something; no number of them waits for the device."""
+    seeing = (out.layer_gates != 0).any(dim=-1).sum()
+    share = (out.layer_gates.abs() > 0.5).float().mean(dim=-1).sum() if layers else seeing * math.nan
+    means = _ratio(out.layer_gates.sum(dim=(0, 1)), seeing).unbind()
+    named = {f"gate_layer_{layer:02d}": mean for layer, mean in zip(layers, means, strict=True)}
+    return {"gate": _ratio(out.gate.sum(), seeing), "gate_open": _ratio(share, seeing), **named}
 
 
 def see_batch(model: VisionSpeechModel, batch: Batch) -> VisualContext:

@@ -1,13 +1,15 @@
 """The duplex language model, and the vision-speech model around it."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mmspeech.config import ConfigError, FusionConfig, LMConfig, ModelConfig, TransformerConfig
+from mmspeech.config import ConfigError, FusionConfig, GenerationConfig, LMConfig, ModelConfig, TransformerConfig
 from mmspeech.lm.depth import DepthTransformer
+from mmspeech.lm.generate import FrameGenerator
 from mmspeech.lm.temporal import LMOut, TemporalTransformer
 from mmspeech.nn.cross_attention import Fusion
 from mmspeech.nn.transformer import Transformer, TransformerState
@@ -95,6 +97,12 @@ class VisionSpeechModel(nn.Module):
             onset = onset.masked_fill(~mask, VisualContext.NEVER)
         return VisualContext(keys, values, onset)
 
+    def generator(
+        self, batch_size: int, *, sampling: GenerationConfig, seed: int | Sequence[int] = 0
+    ) -> FrameGenerator:
+        """Frame by frame generation for `batch_size` calls in lockstep."""
+        return FrameGenerator(self.lm, batch_size, sampling, seed)
+
     def adapter_names(self) -> list[str]:
         """Names of the parameters that vision adds to a speech LM: projector, cross-attention, gates, norms."""
         prefixes = ("projector.", "lm.temporal.fusion.")
@@ -137,13 +145,18 @@ class VisionSpeechModel(nn.Module):
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
         """Save to the Hugging Face hub under `repo_id`; returns the address of the commit."""
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             path = self.save_pretrained(Path(folder) / "model")
-            return str(api.upload_folder(repo_id=repo_id, folder_path=path))
+            return push_directory(path, repo_id, private=private, token=token)
+
+
+def push_directory(path: Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+    """Upload the files of a directory to the Hugging Face hub; returns the address of the commit."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    return str(api.upload_folder(repo_id=repo_id, folder_path=path))
 
 
 def _build_temporal(config: LMConfig) -> TemporalTransformer:

@@ -17,14 +17,17 @@ EMBEDDING_STD = 0.05
 
 @dataclass
 class LMOut:
-    """hidden [B, T, D] (normed; the depth transformer reads it), text_logits [B, T, V] or None, gate [B, T].
+    """hidden [B, T, D] (normed; the depth transformer reads it), text_logits [B, T, V] or None, gate [B, T], and
+    layer_gates [B, T, L], one for each of the `gated_layers`.
 
-    gate: mean over channels and the last ten layers of how far the model lets what it sees in; 0 without a picture.
+    layer_gates: mean over channels of how far a layer lets what it sees in; 0 without a picture. gate: their mean over
+    the last ten layers.
     """
 
     hidden: Tensor
     text_logits: Tensor | None
     gate: Tensor
+    layer_gates: Tensor
 
 
 class TokenEmbedding(nn.Module):
@@ -83,31 +86,40 @@ class TemporalTransformer(nn.Module):
     ) -> LMOut:
         x = self.text_emb(codes[:, :1]) + self.audio_emb(codes[:, 1:])
         gate = torch.zeros(x.shape[:2], device=x.device)
+        layer_gates = gate[..., None].expand(-1, -1, len(self.gated_layers))
         if visual is None:
             x = self.transformer(x, state=state)
         else:
-            x, gate = self._look(x, gate, visual, state)
+            x, gate, layer_gates = self._look(x, gate, visual, state)
         hidden = self.out_norm(x)
-        return LMOut(hidden, self.text_linear(hidden) if logits else None, gate)
+        return LMOut(hidden, self.text_linear(hidden) if logits else None, gate, layer_gates)
+
+    @property
+    def gated_layers(self) -> tuple[int, ...]:
+        """Indices of the layers that look through a gate."""
+        return () if self.fusion is None else self.fusion.gated_layers
 
     def _look(
         self, x: Tensor, gate: Tensor, visual: VisualContext, state: TransformerState | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         if self.fusion is None:
             raise ValueError("this model has no cross-attention (lm.fusion is null) but was given something to look at")
         if visual.onset_frames.shape[0] != x.shape[0]:
             raise ValueError(f"what is seen has {visual.onset_frames.shape[0]} rows, the codes have {x.shape[0]}")
         num_layers = len(self.transformer.layers)
-        sight = None
+        sight, opened = None, {}
 
         def between(layer: int, x: Tensor, positions: Tensor) -> Tensor:
             nonlocal gate, sight
             if sight is None:
                 sight = sight_of(visual, positions)
             x, openness = self.fusion(layer, x, sight)
-            if openness is not None and layer >= num_layers - GATE_REPORT_LAYERS:
-                gate = gate + openness
+            if openness is not None:
+                opened[layer] = openness
+                if layer >= num_layers - GATE_REPORT_LAYERS:
+                    gate = gate + openness
             return x
 
         x = self.transformer(x, state=state, between=between)
-        return x, gate / min(GATE_REPORT_LAYERS, num_layers)
+        layer_gates = torch.stack([*opened.values()], dim=-1) if opened else gate.new_zeros(*gate.shape, 0)
+        return x, gate / min(GATE_REPORT_LAYERS, num_layers), layer_gates

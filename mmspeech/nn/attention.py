@@ -94,22 +94,26 @@ def _turns(positions: Tensor, head_dim: int, max_period: float | None) -> Tensor
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head self-attention, [B, T, D] -> [B, T, D]; rows of `in_proj` are queries, keys, values."""
+    """Multi-head self-attention, [B, T, D] -> [B, T, D]; rows of `in_proj` are queries, keys, values.
+
+    It has as many heads as `in_proj` has rows for: all of them, or the share of one process among several.
+    """
 
     def __init__(self, *, dim: int, num_heads: int):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
-        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
         self.in_proj = nn.Linear(dim, 3 * dim, bias=False)
         self.out_proj = nn.Linear(dim, dim, bias=False)
 
     def init_state(self, batch_size: int, *, capacity: int, device, dtype) -> AttentionState:
-        shape = (batch_size, self.num_heads, capacity, self.in_proj.in_features // self.num_heads)
+        num_heads = self.in_proj.weight.shape[0] // (3 * self.head_dim)
+        shape = (batch_size, num_heads, capacity, self.head_dim)
         return AttentionState(*(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2)))
 
     def forward(self, x: Tensor, *, steps: Steps, state: AttentionState | None = None) -> Tensor:
-        qkv = self.in_proj(x).unflatten(-1, (3, self.num_heads, -1))
+        qkv = self.in_proj(x).unflatten(-1, (3, -1, self.head_dim))
         query_key, value = qkv[:, :, :2], qkv[:, :, 2].transpose(1, 2)
         if steps.turns is not None:
             query_key = rotate(query_key, steps.turns)

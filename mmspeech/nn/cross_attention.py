@@ -14,11 +14,14 @@ GATE_KINDS = ("sigmoid", "tanh", "scalar_sigmoid", "scalar_tanh", "none")
 
 
 class CrossProjections(nn.Module):
-    """Queries from steps [B, T, D]; keys and values (rows of `kv_proj` in that order) from visual tokens [B, S, Ds]."""
+    """Queries from steps [B, T, D]; keys and values (rows of `kv_proj` in that order) from visual tokens [B, S, Ds].
+
+    It has as many heads as its projections have rows for, as self-attention.
+    """
 
     def __init__(self, *, dim: int, num_heads: int, source_dim: int):
         super().__init__()
-        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
         self.q_proj = nn.Linear(dim, dim, bias=False)
         self.kv_proj = nn.Linear(source_dim, 2 * dim, bias=False)
         self.out_proj = nn.Linear(dim, dim, bias=False)
@@ -29,7 +32,7 @@ class CrossProjections(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None) -> Tensor:
         query, keys, values = (
-            y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in (self.q_proj(x), keys, values)
+            y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in (self.q_proj(x), keys, values)
         )
         y = F.scaled_dot_product_attention(query.to(keys.dtype), keys, values, attn_mask=mask)
         return self.out_proj(y.transpose(1, 2).flatten(2).to(x.dtype))
@@ -84,7 +87,7 @@ class Fusion(nn.Module):
     """Norm, cross-attention and gate of every layer that looks (`layers`, indices into the transformer).
 
     `shared`: one set of projections for all of them; `shared_gate`: one gate for all, and if both are shared one
-    learned factor per layer. Nothing is added where nothing is seen, to the bit.
+    learned factor per layer. Nothing is added where nothing is seen, to the bit. `gated_layers`: those with a gate.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class Fusion(nn.Module):
             Gate(dim=dim, kind=gate, hidden=gate_hidden, shift=gate_shift) for _ in range(num_gates)
         )
         self.factors = nn.Parameter(torch.ones(count)) if shared and shared_gate else None
+        self.gated_layers = tuple(self.place) if num_gates else ()
 
     def keys_values(self, source: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Visual tokens [B, S, Ds] -> keys and values [B, S, D]: one of each, or one per looking layer."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmspeech.config import ConfigError, GenerationConfig
 from mmspeech.frames import FRAME_RATE_HZ, FRAME_SAMPLES, samples_to_seconds
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mmspeech.checkpoint import Bundle
+
+
+_SMALL_PARAMETERS = 100_000_000
 
 
 class SightError(ConfigError):
@@ -50,13 +53,11 @@ class CallBatch:
         sampling: GenerationConfig | None = None,
         seed: int | Sequence[int] = 0,
     ):
-        from mmspeech.lm.generate import FrameGenerator
-
         self.bundle = bundle
         self.batch_size = batch_size
         self.device = next(bundle.model.lm.parameters()).device
         sampling = bundle.config.generation if sampling is None else sampling
-        self.generator = FrameGenerator(bundle.model.lm, batch_size=batch_size, sampling=sampling, seed=seed)
+        self.generator = bundle.model.generator(batch_size, sampling=sampling, seed=seed)
         self.encoder_state = bundle.codec.init_encoder_state(batch_size)
         self.decoder_state = bundle.codec.init_decoder_state(batch_size)
         self.steps = 0
@@ -123,3 +124,14 @@ def look(bundle: "Bundle", pictures: Sequence["Image | None"], *, onset_frame: i
     mask[rows] = True if seen_mask is None else seen_mask
     onset = torch.full((len(pictures),), onset_frame, dtype=torch.long, device=weight.device)
     return model.see(features, onset, mask=mask)
+
+
+def settle_threads(model: nn.Module, *, num_processes: int = 1) -> None:
+    """Run a small model on one CPU thread: its layers are too small to share, and threads that wait for each other on a
+    busy machine make a frame ten times slower. Larger models keep torch's own choice, or their share of it where
+    several processes of this machine compute at once."""
+    weights = list(model.parameters())
+    if weights[0].device.type != "cpu":
+        return
+    small = sum(weight.numel() for weight in weights) < _SMALL_PARAMETERS
+    torch.set_num_threads(1 if small else max(1, torch.get_num_threads() // num_processes))

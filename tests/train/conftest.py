@@ -1,14 +1,10 @@
 """A small run: a random checkpoint, a few made-up calls with pictures, and a configuration over them."""
 
-import io
-
 import pytest
-import torch
-from PIL import Image
+from made_up import made_up_call
 
 from mmspeech.checkpoint import codec_hash, load_model
 from mmspeech.data.shards import CodecStamp, write_shards
-from mmspeech.types import Sample, Visual, Word
 from train.settings import TrainConfig
 
 
@@ -29,18 +25,8 @@ def calls(tmp_path_factory, small_checkpoint):
     stamp = CodecStamp(hash=codec_hash(codec), num_codebooks=3, codebook_size=32, silence_codes=(1, 2, 3))
     folder = tmp_path_factory.mktemp("calls")
     for name, count, seed in (("train", 11, 0), ("valid", 3, 1)):
-        write_shards(folder / name, [_call(i, seed) for i in range(count)], codec=stamp)
+        write_shards(folder / name, [made_up_call(i, seed) for i in range(count)], codec=stamp)
     return folder
-
-
-def _call(index: int, seed: int) -> Sample:
-    generator = torch.Generator().manual_seed(1000 * seed + index)
-    num_frames = 20 + 3 * index
-    picture = io.BytesIO()
-    Image.new("RGB", (40, 40), (20 * index, 255 - 20 * index, 99)).save(picture, "PNG")
-    words = [Word("hello", 0.2, 0.5, "user"), Word("the", 0.7, 0.8), Word("circle", 0.9, 1.2)]
-    codes = torch.randint(0, 32, (6, num_frames), generator=generator).to(torch.int16)
-    return Sample(f"{seed}-{index}", codes, words, [Visual(picture.getvalue(), 0.1)], {})
 
 
 @pytest.fixture

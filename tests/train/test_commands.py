@@ -1,14 +1,10 @@
-"""The programs of train/: one line and exit code 2 for what the user can mend; the rebuild goes on; a release loads."""
+"""The programs of train/: one line and exit code 2 for what the user can mend; the rebuild goes on."""
 
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
-
-from mmspeech.checkpoint import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = {
@@ -79,18 +75,3 @@ def test_a_rebuild_goes_on_after_the_step_that_failed(monkeypatch, capsys, tmp_p
     assert run("train.rebuild", monkeypatch, *args) == 0
     assert "one: done before" in capsys.readouterr().err
     assert (tmp_path / "d.json").is_file() and not (tmp_path / "b.json").exists()
-
-
-def test_a_release_is_half_as_big_and_has_its_card_and_sampling(small_checkpoint, monkeypatch, capsys, tmp_path):
-    (tmp_path / "card.md").write_text("# a card\n")
-    args = ("--run", small_checkpoint, "--out", tmp_path / "release", "--card", tmp_path / "card.md")
-    assert run("train.export", monkeypatch, *args, "generation.text_temperature=0.25") == 0
-    bundle = load_model(tmp_path / "release")
-    assert bundle.config.generation.text_temperature == 0.25
-    assert (tmp_path / "release" / "README.md").read_text() == "# a card\n"
-    stored = load_file(tmp_path / "release" / "model.safetensors")
-    assert {value.dtype for value in stored.values()} == {torch.float16}
-    for wrong in (("--run", tmp_path / "none"), ("--card", tmp_path / "none.md")):
-        capsys.readouterr()
-        assert run("train.export", monkeypatch, *args, *wrong) == 2
-        assert_one_line(capsys, wrong[1])

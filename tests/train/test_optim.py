@@ -3,7 +3,8 @@
 import pytest
 
 from mmspeech.config import ConfigError
-from train.optim import build_optimizer, freeze_all_but, learning_rate, trainable_names
+from mmspeech.lm.trainable import trainable_names
+from train.optim import build_optimizer, freeze_all_but, learning_rate
 from train.settings import OptimConfig
 
 
