@@ -45,7 +45,7 @@ class Work:
     precision: str
     recompute: bool = False
     compile: bool = False
-    lora_rank: int = 128
+    lora_rank: int = 16
 
 
 @dataclass
@@ -166,12 +166,11 @@ def count_flops(step: Callable[[], object]) -> float:
 
 def held_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Weights and optimiser state: what stays between steps."""
-    tensors = {id(tensor): tensor for tensor in model.parameters()}
-    for group in optimizer.param_groups:
-        tensors |= {id(tensor): tensor for tensor in group["params"]}
-    for state in optimizer.state.values():
-        tensors |= {id(value): value for value in state.values() if isinstance(value, Tensor)}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    tensors = [*model.parameters(), *(tensor for group in optimizer.param_groups for tensor in group["params"])]
+    tensors += [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    # Some are one memory under two names.
+    sizes = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}
+    return sum(sizes.values())
 
 
 def peak_bytes(side: Side, device: torch.device) -> int:
@@ -291,7 +290,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--calls", type=int, default=2, help="calls in a batch")
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each side")
     parser.add_argument("--share", type=float, default=0.25, help="loss.depth_frames_share, where it is used")
-    parser.add_argument("--rank", type=int, default=128, help="of LoRA")
+    parser.add_argument("--rank", type=int, help="of LoRA; default: a 32nd of the width, 128 for 7b")
     parser.add_argument("--recompute", action="store_true", help="recompute_layers (and gradient checkpointing there)")
     parser.add_argument("--compile", action="store_true", help="compile_layers")
     parser.add_argument("--threads", type=int, help="default: as torch finds")
@@ -312,17 +311,18 @@ def _run(args: argparse.Namespace) -> dict:
     if args.device == "cuda" and not there:
         raise ConfigError("--device cuda: torch finds no GPU here; use --device cpu")
     device = torch.device("cpu" if args.device == "cpu" or not there else "cuda")
-    if min(args.frames, args.calls, args.steps, args.rank) < 1:
+    rank = model_config(args.shape, eyes=False).lm.temporal.dim // 32 if args.rank is None else args.rank
+    if min(args.frames, args.calls, args.steps, rank) < 1:
         raise ConfigError("--frames, --calls, --steps and --rank: expected whole numbers above 0")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     precision = args.precision or ("no" if device.type == "cpu" else "bf16")
-    work = Work(args.shape, args.calls, args.frames, device, precision, args.recompute, args.compile, args.rank)
+    work = Work(args.shape, args.calls, args.frames, device, precision, args.recompute, args.compile, rank)
     about = {
         "shape": args.shape, "device": _device_name(device), "threads": torch.get_num_threads(), "precision": precision,
         "calls": args.calls, "frames": args.frames, "recompute": args.recompute, "compile": args.compile,
-        "steps": args.steps, "torch": torch.__version__,
+        "lora_rank": rank, "steps": args.steps, "torch": torch.__version__,
     }  # fmt: skip
     print("  ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     if args.reference:

@@ -38,11 +38,15 @@ class StepLinear(nn.Module):
 
     def forward(self, x: Tensor, first: int = 0, count: int | None = None) -> Tensor:
         if x.dim() == 2:
-            weight = self.weight[:count]
+            weight = self._steps(0, self.weight.shape[0] if count is None else count)
             return F.linear(x, weight.flatten(0, 1)).unflatten(-1, weight.shape[:2]).transpose(0, 1)
         if x.shape[0] == 1:
             return F.linear(x[0], self.weight[first])[None]
-        return torch.bmm(x, self.weight[first : first + x.shape[0]].transpose(1, 2))
+        return torch.bmm(x, self._steps(first, x.shape[0]).transpose(1, 2))
+
+    def _steps(self, first: int, count: int) -> Tensor:
+        """Matrices of `count` steps. All of them are not a slice, whose gradient would be filled up and copied."""
+        return self.weight if count == self.weight.shape[0] else self.weight[first : first + count]
 
 
 class DepthLayer(nn.Module):
