@@ -1,6 +1,7 @@
 """Where a run is watched: TensorBoard always, Weights & Biases when asked."""
 
 import hashlib
+import html
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,7 +68,14 @@ class WeightsAndBiases:
     def __init__(self, run_dir: Path, *, project: str):
         self._wandb = _wandb()
         identity = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
-        self._run = self._wandb.init(project=project, name=run_dir.name, dir=str(run_dir), id=identity, resume="allow")
+        try:
+            self._run = self._wandb.init(
+                project=project, name=run_dir.name, dir=str(run_dir), id=identity, resume="allow"
+            )
+        except self._wandb.Error as error:
+            raise ConfigError(
+                f"log.wandb {project!r}: {error}; run `wandb login`, or set WANDB_MODE=offline to keep it here"
+            ) from error
         # Its own count only rises; a run that resumes tells some of its steps again.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
@@ -80,7 +88,7 @@ class WeightsAndBiases:
         told: dict[str, Any] = {
             "step": step,
             f"{tag}/call": self._wandb.Audio(shown.wave.T.numpy(), sample_rate=SAMPLE_RATE_HZ),
-            f"{tag}/words": self._wandb.Html(f"<pre>{_escaped(shown.text)}</pre>"),
+            f"{tag}/words": self._wandb.Html(f"<pre>{html.escape(shown.text)}</pre>"),
             f"{tag}/gates": self._wandb.Image(shown.figure),
         }
         if shown.picture is not None:
@@ -104,9 +112,3 @@ def _wandb() -> Any:
             "log.wandb is set, but the wandb library is not installed; pip install wandb, or set log.wandb to null"
         ) from error
     return wandb
-
-
-def _escaped(text: str) -> str:
-    from html import escape
-
-    return escape(text)

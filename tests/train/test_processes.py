@@ -73,10 +73,10 @@ def test_two_processes_take_the_steps_of_one_and_one_goes_on_from_theirs(
     mode, make_config, small_checkpoint, reference, tmp_path
 ):
     settings = {"precision": "no", "batches_per_step": 4, "optim": OPTIM, "trainable": ["adapters", "lm.depth.*"]}
-    settings |= {"sample_every_steps": 2, "sample_calls": 1}
+    sampled = {"sample_every_steps": 2, "sample_calls": 1}
     if "whole" not in reference:
-        reference["whole"] = launch(make_config(run="whole", **settings), "one", tmp_path)
-    half = make_config(run=mode, max_steps=2, **settings)
+        reference["whole"] = launch(make_config(run="whole", **settings, **sampled), "one", tmp_path)
+    half = make_config(run=mode, max_steps=2, **settings, **sampled)
     launch(half, mode, tmp_path)
     heard = [folder / "samples/step_00000002/000.json" for folder in (half.run_dir, reference["whole"].parents[1])]
     said = [json.loads(file.read_text())["said"] for file in heard]

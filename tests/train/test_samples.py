@@ -161,6 +161,7 @@ def test_wandb_is_told_what_tensorboard_is(make_config, monkeypatch):
         init=lambda **given: asked.update(given) or run,
         Audio=lambda wave, sample_rate: wave.shape,
         Html=str,
+        Error=RuntimeError,
         Image=np.shape,
     )
     monkeypatch.setitem(sys.modules, "wandb", fake)
