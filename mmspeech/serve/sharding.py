@@ -122,7 +122,7 @@ def shard(lm: DuplexLM, *, num_ranks: int, local_rank: int, device: torch.device
     parts = nn.ModuleDict({"temporal": lm.temporal, "depth": lm.depth})
     patterns = [re.compile(pattern) for spec in specs for pattern in spec["patterns"]]
     whole = {name: w.numel() for name, w in parts.named_parameters() if any(p.match(name) for p in patterns)}
-    with _quiet(), _environment(LOCAL_RANK=str(local_rank), DS_ACCELERATOR=device.type):
+    with _quiet(), _environment({"LOCAL_RANK": str(local_rank), "DS_ACCELERATOR": device.type}):
         import deepspeed
 
         # Its all-reduce through shared memory takes 66 MiB of /dev/shm per rank and spins while it waits.
@@ -155,7 +155,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _environment(**changes: str) -> Iterator[None]:
+def _environment(changes: dict[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:

@@ -28,7 +28,7 @@ def launch(*command: object) -> subprocess.CompletedProcess:
     clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     environment = clean | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *map(str, command)]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=220, check=False)
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=570, check=False)
 
 
 def assert_equal_to_one_process(checkpoint: Path, folder: Path) -> None:
@@ -51,6 +51,7 @@ def test_two_processes_say_what_one_says(small_checkpoint, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_processes_say_what_one_says_with_the_embedded_model(tmp_path):
     assert_equal_to_one_process(EMBEDDED, tmp_path)
 
