@@ -1,7 +1,7 @@
 """What a training run would need: memory per process under every way to share it, and time."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 import torch
@@ -45,7 +45,8 @@ SHARINGS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """The run to estimate. `frames_per_batch` are rows x frames per row; `trainable`: names of parameters."""
+    """The run to estimate. `frames_per_batch` are rows x frames per row; `trainable`: names of parameters;
+    `lower_frozen`: those that do not train are held in bfloat16 where DeepSpeed does not decide."""
 
     model: ModelConfig
     trainable: Collection[str]
@@ -53,6 +54,9 @@ class Plan:
     max_frames: int
     batches_per_step: int
     depth_frames_share: float
+    depth_codebooks: int | None
+    pieces: int
+    lower_frozen: bool
     cached_pictures: int
     recompute: bool
     precision: str
@@ -117,18 +121,29 @@ def batch_work(plan: Plan) -> Work:
 def step_flops(plan: Plan) -> float:
     """Operations of one step: all of its batches, on all processes."""
     shapes = {name: tuple(value.shape) for name, value in empty_model(plan.model).named_parameters()}
-    return plan.batches_per_step * ModelFlops(plan.model.lm, shapes, plan.trainable).total(batch_work(plan))
+    work = batch_work(plan)
+    if plan.depth_codebooks is not None:
+        share = plan.depth_codebooks / plan.model.lm.num_codebooks
+        work = replace(work, depth_frames=work.depth_frames * share)
+    return plan.batches_per_step * ModelFlops(plan.model.lm, shapes, plan.trainable).total(work)
 
 
 def footprints(plan: Plan, *, sharded: bool) -> dict[bool, Footprint]:
     """Activations without and with recomputed layers. `sharded`: as DeepSpeed holds the weights."""
     half = plan.precision == "bf16"
     held = torch.bfloat16 if half and sharded else torch.float32
-    numbers = Numbers(held, held, autocast=half and not sharded)
+    frozen = torch.bfloat16 if plan.lower_frozen and not sharded else held
+    numbers = Numbers(frozen, held, autocast=half and not sharded)
     work = batch_work(plan)
     return {
         recompute: measure_step(
-            plan.model, trainable=set(plan.trainable), work=work, numbers=numbers, recompute=recompute
+            plan.model,
+            trainable=set(plan.trainable),
+            work=work,
+            numbers=numbers,
+            recompute=recompute,
+            pieces=plan.pieces,
+            depth_codebooks=plan.depth_codebooks,
         )
         for recompute in (False, True)
     }
@@ -137,7 +152,9 @@ def footprints(plan: Plan, *, sharded: bool) -> dict[bool, Footprint]:
 def process_memory(plan: Plan, sizes: Sizes, sharing: Sharing, footprint: Footprint, *, processes: int) -> Memory:
     """What one of `processes` holds at the worst moment of a step."""
     size = HALF if sharing.stage and plan.precision == "bf16" else FULL
-    weights, gradients = sizes.weights * size, sizes.trained * size
+    frozen_size = HALF if sharing.stage == 0 and plan.lower_frozen else size
+    weights = sizes.trained * size + (sizes.weights - sizes.trained) * frozen_size
+    gradients = sizes.trained * size
     states = 2 * FULL * sizes.trained
     if sharing.stage:
         # Full-precision weights of what trains, and their gradients while the optimiser steps.

@@ -7,17 +7,17 @@ laptop in seconds, and what is alive at each moment is known.
 import weakref
 from collections.abc import Collection
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmspeech.config import ModelConfig
 from mmspeech.flops import Work
-from mmspeech.lm.model import VisionSpeechModel
+from mmspeech.lm.loss import in_pieces, score_of
+from mmspeech.lm.model import DuplexLM, VisionSpeechModel
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,17 @@ class Numbers:
 
 
 def measure_step(
-    config: ModelConfig, *, trainable: Collection[str], work: Work, numbers: Numbers, recompute: bool
+    config: ModelConfig,
+    *,
+    trainable: Collection[str],
+    work: Work,
+    numbers: Numbers,
+    recompute: bool,
+    pieces: int = 1,
+    depth_codebooks: int | None = None,
 ) -> Footprint:
     """The footprint of a step on `work`; `recompute`: layers of the temporal transformer are computed again in the
-    backward pass."""
+    backward pass. `pieces` and `depth_codebooks`: see mmspeech.lm.loss.LossWeights."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
@@ -104,10 +111,11 @@ def measure_step(
                 held.grad = torch.zeros_like(held) if trains else None
                 setattr(module, name.rpartition(".")[2], held)
         model.lm.temporal.transformer.recompute = recompute
-        return _run(model, work, autocast=numbers.autocast)
+        codebooks = config.lm.num_codebooks if depth_codebooks is None else depth_codebooks
+        return _run(model, work, autocast=numbers.autocast, pieces=pieces, codebooks=codebooks)
 
 
-def _run(model: VisionSpeechModel, work: Work, *, autocast: bool) -> Footprint:
+def _run(model: VisionSpeechModel, work: Work, *, autocast: bool, pieces: int, codebooks: int) -> Footprint:
     lm, kept = model.lm, {}
     codes = torch.zeros(work.rows, lm.layout.num_streams, work.steps, dtype=torch.long)
     frames = max(1, round(work.depth_frames))
@@ -118,19 +126,15 @@ def _run(model: VisionSpeechModel, work: Work, *, autocast: bool) -> Footprint:
         with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
             visual = None
             if model.projector is not None:
-                visual = model.see(features, torch.zeros(work.rows, dtype=torch.long))
+                visual = replace(model.see(features, torch.zeros(work.rows, dtype=torch.long)), at_once=True)
             kept["projector"] = live.now
-            out = lm.temporal(codes, visual=visual)
-            logits = out.text_logits.numel() * out.text_logits.element_size()
-            kept["temporal"] = live.now - logits
-            text = _entropy(out.text_logits, work.rows * work.steps)
-            kept["text_logits"] = live.now - logits
-            hidden = out.hidden.flatten(0, 1)[torch.zeros(frames, dtype=torch.long)]
-            ids = torch.zeros(frames, lm.config.num_codebooks, dtype=torch.long)
-            own = lm.depth(hidden, ids[:, 0], ids)
-            loss = text + _entropy(own, ids.numel())
+            hidden = lm.temporal(codes, visual=visual, logits=False).hidden.flatten(0, 1)
+            kept["temporal"] = live.now
+            loss = _text_loss(lm, hidden, pieces)
+            kept["text_logits"] = live.now
+            loss = loss + _depth_loss(lm, hidden[torch.zeros(frames, dtype=torch.long)], pieces, codebooks)
         copies = live.copies
-        del out, own  # the loss keeps what it needs of them
+        del hidden  # the loss keeps what it needs of it
         kept["depth"] = before = live.now
         if loss.requires_grad:
             loss.backward()
@@ -139,9 +143,17 @@ def _run(model: VisionSpeechModel, work: Work, *, autocast: bool) -> Footprint:
         return Footprint(**parts, weight_copies=copies, workspace=max(0, live.peak - before))
 
 
-def _entropy(logits: Tensor, count: int) -> Tensor:
-    target = torch.zeros(count, dtype=torch.long)
-    return F.cross_entropy(logits.float().flatten(0, -2), target, reduction="none").sum()
+def _text_loss(lm: DuplexLM, hidden: Tensor, pieces: int) -> Tensor:
+    """Of all frames, each picked as the loss picks those that count."""
+    every = torch.zeros(hidden.shape[0], dtype=torch.long)
+    entropy, _ = in_pieces(lambda h, ids: score_of(lm.temporal.text_linear(h), ids), pieces, hidden[every], every)
+    return entropy.sum()
+
+
+def _depth_loss(lm: DuplexLM, hidden: Tensor, pieces: int, codebooks: int) -> Tensor:
+    ids = torch.zeros(hidden.shape[0], codebooks, dtype=torch.long)
+    entropy, _ = in_pieces(lambda h, text, ids: score_of(lm.depth(h, text, ids), ids), pieces, hidden, ids[:, 0], ids)
+    return entropy.sum()
 
 
 def _width(model: VisionSpeechModel) -> int:

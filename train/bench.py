@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 from mmspeech.config import ConfigError, LMConfig, ModelConfig, load_config
+from mmspeech.flops import peak_tflops
 from mmspeech.lm.model import VisionSpeechModel
+from mmspeech.lm.trainable import trainable_names
 from mmspeech.types import Batch
-from train.optim import build_optimizer, freeze_all_but, trainable_names
+from train.optim import build_optimizer, freeze_all_but
 from train.parts import Objective, lower_frozen
 from train.settings import LossConfig, OptimConfig
 
 MODEL_7B = "configs/model/moshivis_7b.yaml"
 VISUAL_TOKENS = {"7b": 1024, "small": 64}
-# Dense bf16 peaks in 1e12 operations a second, as the maker states them.
-PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}
 LORA_ALPHA_PER_RANK = 2.0  # moshi-finetune's scaling
 WARM_UP_STEPS = 2
 SHORTEST_CALL = 0.2  # of the longest, where calls differ in length
@@ -193,7 +193,7 @@ def peak_bytes(side: Side, device: torch.device) -> int:
     return side.held_bytes() + most
 
 
-def run_sides(sides: list[Side], *, steps: int, device: torch.device) -> list[dict]:
+def run_sides(sides: list[Side], *, steps: int, device: torch.device, precision: str) -> list[dict]:
     """Steps in turns; a result per side. CPU time is that of this process: it does not grow when others are busy."""
     wall: list[list[float]] = [[] for _ in sides]
     cpu: list[list[float]] = [[] for _ in sides]
@@ -206,13 +206,14 @@ def run_sides(sides: list[Side], *, steps: int, device: torch.device) -> list[di
             if turn >= WARM_UP_STEPS:
                 wall[index].append(time.perf_counter() - began)
                 cpu[index].append(time.process_time() - began_cpu)
-    return [_result(side, *times, device) for side, *times in zip(sides, wall, cpu, strict=True)]
+    return [_result(side, *times, device, precision) for side, *times in zip(sides, wall, cpu, strict=True)]
 
 
-def _result(side: Side, wall_sec: list[float], cpu_sec: list[float], device: torch.device) -> dict:
+def _result(side: Side, wall_sec: list[float], cpu_sec: list[float], device: torch.device, precision: str) -> dict:
     median = statistics.median(wall_sec)
     quantiles = statistics.quantiles(wall_sec, n=100, method="inclusive") if len(wall_sec) > 1 else wall_sec
-    peak = peak_tflops(device)
+    on_gpu = device.type == "cuda"
+    peak = peak_tflops(torch.cuda.get_device_name(device), precision=precision) if on_gpu else None
     return {
         "name": side.name,
         "frames": side.frames,
@@ -224,14 +225,6 @@ def _result(side: Side, wall_sec: list[float], cpu_sec: list[float], device: tor
         "mfu": None if peak is None else side.flops / median / 1e12 / peak,
         "peak_gib": peak_bytes(side, device) / 2**30,
     }
-
-
-def peak_tflops(device: torch.device) -> float | None:
-    """The device's peak in bf16, where it is known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in PEAK_TFLOPS.items() if known in name), None)
 
 
 def compare(work: Work, *, steps: int, share: float) -> list[dict]:
@@ -254,7 +247,7 @@ def compare(work: Work, *, steps: int, share: float) -> list[dict]:
     results = []
     for title, train, own_work, loss, their_train, their_lengths in rows:
         sides = [our_side("ours", train, own_work, loss), reference_side(their_train, work, lengths=their_lengths)]
-        ours, theirs = run_sides(sides, steps=steps, device=work.device)
+        ours, theirs = run_sides(sides, steps=steps, device=work.device, precision=work.precision)
         times = {f"times_{key}": ours[key] / theirs[key] for key in ("frames_per_sec", "frames_per_cpu_sec")}
         results.append({"row": title, "ours": ours, "theirs": theirs} | times)
         _print_row(results[-1])
@@ -328,7 +321,8 @@ def _run(args: argparse.Namespace) -> dict:
     if args.reference:
         return about | {"rows": compare(work, steps=args.steps, share=args.share)}
     loss = LossConfig(first_codebook=100.0, depth_frames_share=args.share)
-    (result,) = run_sides([our_side(args.train, args.train, work, loss)], steps=args.steps, device=device)
+    side = our_side(args.train, args.train, work, loss)
+    (result,) = run_sides([side], steps=args.steps, device=device, precision=precision)
     print(_line(result))
     return about | {"train": args.train, "share": args.share, "result": result}
 

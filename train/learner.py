@@ -47,10 +47,8 @@ class Learner:
 
     def __init__(self, accelerator: "Accelerator", origin: Origin, config: TrainConfig, trainable: list[str]):
         self.accelerator, self.origin, self.trainable, self.config = accelerator, origin, trainable, config
-        on_gpu = accelerator.device.type == "cuda" and not is_sharded(accelerator)
-        if config.frozen_precision == "bf16" or (
-            config.frozen_precision == "auto" and on_gpu and config.precision == "bf16"
-        ):
+        spare = accelerator.device.type == "cuda" and not is_sharded(accelerator) and config.precision == "bf16"
+        if {"auto": spare, "no": False, "bf16": True}[config.frozen_precision]:
             lower_frozen(origin.model)
         self.optimizer = build_optimizer(origin.model.to(accelerator.device), config.optim)
         self.objective = Objective(origin.model, config.loss, batch_frames=config.data.batch_frames)
@@ -123,4 +121,6 @@ class Learner:
         tokens = 0 if self.origin.model.projector is None else 1
         if batch.features is not None:
             tokens = int(torch.bincount(batch.picture_rows).max()) * batch.features.shape[1]
-        return Work(rows, steps, tokens, depth_frames)
+        lm = self.origin.config.lm
+        codebooks = self.config.loss.depth_codebooks or lm.num_codebooks
+        return Work(rows, steps, tokens, depth_frames * codebooks / lm.num_codebooks)

@@ -1,6 +1,5 @@
 """Puts together what a run trains: from a checkpoint, or fresh from a model configuration."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from mmspeech.audio.codec import Codec
 from mmspeech.checkpoint import HUB_ID, TOKENIZER, check_keys, check_streams, load_codec, load_model, read_codec_config
 from mmspeech.config import ConfigError, ModelConfig, load_config
-from mmspeech.lm.loss import LossOut, LossWeights, duplex_loss
+from mmspeech.lm.loss import LossOut, LossWeights, duplex_loss, enough_pieces
 from mmspeech.lm.model import VisionSpeechModel
 from mmspeech.tokens.text import TextTokenizer
 from mmspeech.types import Batch
@@ -20,8 +19,6 @@ from train.settings import InitConfig, LossConfig, TrainConfig
 if TYPE_CHECKING:
     from mmspeech.vision.encoder import VisionTower
     from train.lora import Lora
-
-PIECE_LOGITS = 2**26  # a quarter of a GiB in float32, and its gradient as much again
 
 
 @dataclass
@@ -54,8 +51,8 @@ class Objective(nn.Module):
         codebooks = lm.num_codebooks if config.depth_codebooks is None else config.depth_codebooks
         if codebooks > lm.num_codebooks:
             raise ConfigError(f"loss.depth_codebooks {codebooks}: the model has {lm.num_codebooks}; set at most that")
-        widest = max(lm.text_card, codebooks * lm.audio_card * config.depth_frames_share)
-        pieces = math.ceil(batch_frames * widest / PIECE_LOGITS) if config.pieces is None else config.pieces
+        draws = {"depth_frames_share": config.depth_frames_share, "depth_codebooks": config.depth_codebooks}
+        pieces = enough_pieces(lm, frames=batch_frames, **draws) if config.pieces is None else config.pieces
         self.weights = LossWeights(**config.model_dump() | {"pieces": pieces})
 
     def forward(self, batch: Batch) -> LossOut:

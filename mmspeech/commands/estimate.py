@@ -28,6 +28,7 @@ from mmspeech.estimate import (
     warnings,
 )
 from mmspeech.flops import peak_tflops
+from mmspeech.lm.loss import enough_pieces
 from mmspeech.lm.trainable import trainable_names
 from mmspeech.presets import find_file
 
@@ -52,6 +53,8 @@ class DataNeeds(_Needed):
 
 class LossNeeds(_Needed):
     depth_frames_share: float = Field(1.0, gt=0, le=1)
+    depth_codebooks: int | None = Field(None, gt=0)
+    pieces: int | None = Field(None, gt=0)
 
 
 class TrainNeeds(_Needed):
@@ -63,6 +66,7 @@ class TrainNeeds(_Needed):
     loss: LossNeeds = LossNeeds()
     batches_per_step: int = Field(1, gt=0)
     recompute_layers: bool = False
+    frozen_precision: Literal["auto", "no", "bf16"] = "auto"
     precision: Literal["no", "bf16"] = "bf16"
     peak_tflops: float | None = Field(None, gt=0)
 
@@ -121,13 +125,18 @@ def make_plan(needs: TrainNeeds) -> Plan:
     if needs.lora is not None:
         raise ConfigError("lora: its pairs are not counted; set lora=null and trainable=[adapters] for a lower bound")
     model = _model_config(needs)
+    draws = {"depth_frames_share": needs.loss.depth_frames_share, "depth_codebooks": needs.loss.depth_codebooks}
+    pieces = needs.loss.pieces or enough_pieces(model.lm, frames=needs.data.batch_frames, **draws)
+    lower = {"auto": needs.precision == "bf16", "no": False, "bf16": True}[needs.frozen_precision]
     return Plan(
         model=model,
         trainable=trainable_names(empty_model(model), needs.trainable),
         frames_per_batch=needs.data.batch_frames,
         max_frames=needs.data.max_frames,
         batches_per_step=needs.batches_per_step,
-        depth_frames_share=needs.loss.depth_frames_share,
+        **draws,
+        pieces=pieces,
+        lower_frozen=lower,
         cached_pictures=needs.data.cached_pictures,
         recompute=needs.recompute_layers,
         precision=needs.precision,

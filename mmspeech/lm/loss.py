@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from mmspeech.config import LMConfig
 from mmspeech.lm.model import DuplexLM, VisionSpeechModel
 from mmspeech.lm.temporal import LMOut
 from mmspeech.types import Batch, VisualContext
+
+PIECE_LOGITS = 2**26  # a quarter of a GiB in float32, and its gradient as much again
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,12 @@ class LossWeights:
     depth_frames_share: float = 1.0
     depth_codebooks: int | None = None
     pieces: int = 1
+
+
+def enough_pieces(lm: LMConfig, *, frames: int, depth_frames_share: float, depth_codebooks: int | None) -> int:
+    """`LossWeights.pieces` that keep the logits of a piece below `PIECE_LOGITS` in batches of `frames`."""
+    codebooks = lm.num_codebooks if depth_codebooks is None else depth_codebooks
+    return math.ceil(frames * max(lm.text_card, codebooks * lm.audio_card * depth_frames_share) / PIECE_LOGITS)
 
 
 @dataclass
@@ -131,9 +140,9 @@ def _text_loss(
     pad, weight = pad[counted], weight[counted]
 
     def score(hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        return _entropy(lm.temporal.text_linear(hidden), target)
+        return score_of(lm.temporal.text_linear(hidden), target)
 
-    entropy, correct = _in_pieces(score, weights.pieces, hidden[counted], target[counted])
+    entropy, correct = in_pieces(score, weights.pieces, hidden[counted], target[counted])
     metrics = {
         "word_acc": _ratio((correct & ~pad).sum(), (~pad).sum()),
         "pad_acc": _ratio((correct & pad).sum(), pad.sum()),
@@ -162,10 +171,10 @@ def _audio_loss(
     present = weight > 0
 
     def score(hidden: Tensor, text: Tensor, codes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        return _entropy(lm.depth(hidden, text, codes), target)
+        return score_of(lm.depth(hidden, text, codes), target)
 
     pieces = hidden[chosen], text[chosen], codes, codes * present
-    entropy, correct = _in_pieces(score, weights.pieces, *pieces)
+    entropy, correct = in_pieces(score, weights.pieces, *pieces)
     codebook_weight = torch.ones(codes.shape[1], device=weight.device)
     codebook_weight[0] = weights.first_codebook
     correct = correct & present
@@ -177,13 +186,13 @@ def _audio_loss(
     return _weighted_mean(entropy, weight * codebook_weight), metrics
 
 
-def _entropy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def score_of(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """logits [..., V], target [...] -> cross-entropy in float32 and whether the likeliest id is the target, [...]."""
     entropy = F.cross_entropy(logits.float().flatten(0, -2), target.flatten(), reduction="none")
     return entropy.view(target.shape), logits.detach().argmax(dim=-1) == target
 
 
-def _in_pieces(score: Callable, count: int, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+def in_pieces(score: Callable, count: int, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """`score` of inputs [M, ...], cut along M into `count` pieces that may be empty; each result is [M, ...] again."""
     if count == 1:
         return score(*inputs)

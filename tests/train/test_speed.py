@@ -9,9 +9,10 @@ from small_model import SMALL_MODEL
 
 from mmspeech.checkpoint import MODEL, read_tensors
 from mmspeech.config import ConfigError, ModelConfig
+from mmspeech.lm.loss import PIECE_LOGITS
 from mmspeech.lm.model import VisionSpeechModel
 from train import bench
-from train.parts import PIECE_LOGITS, Objective
+from train.parts import Objective
 from train.recipe import train
 from train.settings import LossConfig
 
