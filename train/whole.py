@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 if TYPE_CHECKING:
@@ -20,16 +19,12 @@ def whole_model(learner: "Learner") -> Iterator[None]:
     model = learner.origin.model
     modes = [(module, module.training) for module in model.modules()]
     parameters = list(model.parameters())
-    kinds = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
     with ExitStack() as stack:
         if any(hasattr(parameter, "ds_id") for parameter in parameters):
             from deepspeed.runtime.zero import GatheredParameters
 
             stack.enter_context(GatheredParameters(parameters))
             stack.enter_context(_no_hooks(model))
-        # Frozen parts may be narrower than what trains; alike, they need no help.
-        mixed = len(kinds) > 1
-        stack.enter_context(torch.autocast(learner.accelerator.device.type, torch.bfloat16, enabled=mixed))
         model.eval()
         try:
             yield
