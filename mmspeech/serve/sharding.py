@@ -16,6 +16,7 @@ frame (or looked up in, as the tables are), is small beside the layers, and woul
 
 import contextlib
 import logging
+import math
 import os
 import re
 import sys
@@ -44,7 +45,6 @@ PARTITION = (
     (r".*\.layers\.\d+\.(out_proj|ffn_out)\.steps\.\d+\.weight$", ROW, 1),
 )
 FEED_FORWARD_IN = r".*\.ffn\.linear_in\.weight$"
-MIXED = {torch.float32: {}, torch.bfloat16: {"bf16": {"enabled": True}}, torch.float16: {"fp16": {"enabled": True}}}
 
 
 class StepLinears(nn.Module):
@@ -69,18 +69,19 @@ class StepLinears(nn.Module):
 
 
 def check_divisible(config: LMConfig, num_ranks: int) -> None:
-    """ConfigError when N ranks cannot share the heads of both transformers equally."""
-    for name, part in (("temporal", config.temporal), ("depth", config.depth)):
-        if part.num_heads % num_ranks:
-            fitting = [n for n in range(1, config.temporal.num_heads + 1) if _divides_all(config, n)]
-            raise ConfigError(
-                f"--tensor-parallel {num_ranks}: does not divide the {part.num_heads} heads of lm.{name}; "
-                f"this model can be split over {', '.join(map(str, fitting))}"
-            )
-
-
-def _divides_all(config: LMConfig, num_ranks: int) -> bool:
-    return not (config.temporal.num_heads % num_ranks or config.depth.num_heads % num_ranks)
+    """ConfigError when N ranks cannot share the heads and the feed-forward of both transformers equally."""
+    parts = {
+        f"{count} {what} of lm.{name}": count
+        for name, part in (("temporal", config.temporal), ("depth", config.depth))
+        for count, what in ((part.num_heads, "heads"), (part.ffn_dim, "feed-forward units"))
+    }
+    uneven = [text for text, count in parts.items() if count % num_ranks]
+    if uneven:
+        largest = math.gcd(*parts.values())
+        fitting = ", ".join(str(n) for n in range(1, largest + 1) if largest % n == 0)
+        raise ConfigError(
+            f"--tensor-parallel {num_ranks}: does not divide the {uneven[0]}; this model can be split over {fitting}"
+        )
 
 
 def check_deepspeed() -> None:
@@ -104,20 +105,19 @@ def shard(lm: DuplexLM, *, num_ranks: int, local_rank: int, device: torch.device
     Weights may come on the CPU: only the share goes to the device. States are to be made afterwards: they have the
     heads of this rank.
     """
-    dtype = lm.temporal.text_linear.weight.dtype
     lm.requires_grad_(False)
     for layer in lm.depth.layers:
         for name in ("in_proj", "out_proj", "ffn_in", "ffn_out"):
             setattr(layer, name, StepLinears(getattr(layer, name)))
     gated = lm.temporal.transformer.layers[0].ffn.gated
     specs = [_spec(*row) for row in (*PARTITION, (FEED_FORWARD_IN, COLUMN, 2 if gated else 1))]
+    # No "bf16" or "fp16" section, whatever the weights are: those build an optimiser.
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "tensor_parallel": {
             "autotp_size": num_ranks,
             "partition_config": {"use_default_specs": False, "layer_specs": specs},
         },
-        **MIXED[dtype],
     }
     parts = nn.ModuleDict({"temporal": lm.temporal, "depth": lm.depth})
     patterns = [re.compile(pattern) for spec in specs for pattern in spec["patterns"]]
