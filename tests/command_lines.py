@@ -27,7 +27,7 @@ def check(words: list[str]) -> None:
         words = ["python", *words[module:]]
     program, rest = (words[0], words[1:]) if words[0] != "python" else (words[2], words[3:])
     verb = rest[:1] if program in VERBS else []
-    known = set(re.findall(r"--[a-z][a-z-]*", help_text(program, verb)))
+    known = set(re.findall(r"--[a-z][a-z_-]*", help_text(program, verb)))
     for word in rest[len(verb) :]:
         option = word.partition("=")[0]
         assert not option.startswith("--") or option in known, f"{' '.join(words)}: no option {option}"
