@@ -122,7 +122,7 @@ class SplitModel(nn.Module):
         seen = self.local.see(features, onset_frames, mask)
         key = self._lead.new_key()
         self._lead.tell("look", key, features, onset_frames, mask)
-        context = SplitContext(seen.keys, seen.values, seen.onset_frames, key)
+        context = SplitContext(**vars(seen), key=key)
         self._lead.key_of(context, key)
         return context
 
