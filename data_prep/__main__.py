@@ -80,11 +80,12 @@ def remix(
     seed: Seed = 0,
     split: Split = "train",
     size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
+    num_turns: Annotated[int, typer.Option(min=1, help="Turns of a call, at most.")] = 3,
 ) -> None:
     """Put voiced turns together anew, under new pictures of which they are true: a shard set."""
     from data_prep.remix import make_remix
 
-    info = make_remix(out, like=like, count=count, seed=seed, split=split, size_px=size_px)
+    info = make_remix(out, like=like, count=count, seed=seed, split=split, size_px=size_px, num_turns=num_turns)
     typer.echo(f"{out}: {info.calls} calls, {info.frames} frames, {info.pictures} pictures")
 
 

@@ -12,7 +12,7 @@ from mmspeech.flops import ModelFlops, Work
 from train.feed import Fed, Position
 from train.guards import SpikeGuard, memory_explained
 from train.lora import gather_together
-from train.machine import is_sharded
+from train.machine import attention, is_sharded
 from train.optim import build_optimizer, set_learning_rate
 from train.parts import FeatureCache, Objective, Origin, lower_frozen, to_device
 from train.settings import TrainConfig
@@ -95,7 +95,8 @@ class Learner:
             done.batches.append(fed.batch)
             with memory_explained(self.config, fed.batch), self.accelerator.accumulate(self.objective):
                 batch = self.seen(fed.batch)
-                out = self.objective(batch)
+                with attention(self.accelerator):
+                    out = self.objective(batch)
                 self.accelerator.backward(out.loss)
                 done.numbers.append(out.numbers() | {"wait_sec": waited})
                 done.works.append(self._work(batch, done.numbers[-1]["depth_frames"]))
