@@ -97,7 +97,7 @@ class Learner:
                 batch = self.seen(fed.batch)
                 with attention(self.accelerator):
                     out = self.objective(batch)
-                self.accelerator.backward(out.loss)
+                    self.accelerator.backward(out.loss)
                 done.numbers.append(out.numbers() | {"wait_sec": waited})
                 done.works.append(self._work(batch, done.numbers[-1]["depth_frames"]))
                 if self.accelerator.sync_gradients:

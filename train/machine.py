@@ -84,7 +84,7 @@ def is_sharded(accelerator: "Accelerator") -> bool:
 
 
 def attention(accelerator: "Accelerator") -> contextlib.AbstractContextManager:
-    """Around a forward. On CPUs the backward pass of fused attention is several times slower in bf16 than that of plain
+    """Around forward and backward passes. On CPUs the backward pass of fused attention is several times slower in bf16 than that of plain
     products, which then stay in bf16 too."""
     if accelerator.device.type != "cpu" or accelerator.mixed_precision != "bf16":
         return contextlib.nullcontext()
