@@ -5,7 +5,11 @@ goes on with another number of processes, or another ZeRO stage, from the same f
 place and renamed, so a kill at any moment leaves the last good one as it was.
 """
 
+import contextlib
+import os
 import shutil
+import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from train.learner import Learner
 
 STATE = "train_state.pt"
+LOCK = ".training"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -37,6 +42,30 @@ class TrainState:
     position: Position = Position()
     bad_steps: int = 0
     bad_calls: int = 0
+
+
+@contextlib.contextmanager
+def only_here(run_dir: Path, accelerator: "Accelerator") -> Iterator[None]:
+    """Nothing else trains in `run_dir` meanwhile: ConfigError where something does, such as the processes of a launcher
+    that was killed without them. The operating system lets go when this process ends, however it ends."""
+    from filelock import FileLock, Timeout
+
+    if not accelerator.is_main_process:
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = (run_dir / LOCK).read_text(encoding="utf-8").strip() or "another process"
+        raise ConfigError(f"{run_dir}: {holder} trains here; wait for it or stop it, or choose another run") from None
+    except NotImplementedError:  # a file system without locks
+        yield
+        return
+    with lock:
+        (run_dir / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        yield
 
 
 def save_checkpoint(run_dir: Path, learner: "Learner", state: TrainState, *, keep_last: int) -> Path:

@@ -84,8 +84,8 @@ def is_sharded(accelerator: "Accelerator") -> bool:
 
 
 def attention(accelerator: "Accelerator") -> contextlib.AbstractContextManager:
-    """Around forward and backward passes. On CPUs the backward pass of fused attention is several times slower in bf16 than that of plain
-    products, which then stay in bf16 too."""
+    """Around forward and backward passes. On CPUs the backward pass of fused attention is several times slower in bf16
+    than that of plain products, which then stay in bf16 too."""
     if accelerator.device.type != "cpu" or accelerator.mixed_precision != "bf16":
         return contextlib.nullcontext()
     from torch.nn.attention import SDPBackend, sdpa_kernel

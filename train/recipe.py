@@ -19,7 +19,7 @@ from mmspeech.flops import peak_tflops
 from mmspeech.lm.trainable import trainable_names
 from train import machine
 from train.boards import check_wandb
-from train.checkpointing import TrainState, find_checkpoint, load_moments, load_weights, save_checkpoint
+from train.checkpointing import TrainState, find_checkpoint, load_moments, load_weights, only_here, save_checkpoint
 from train.curves import draw_curves
 from train.feed import CallBatches, Planner, build_layout, open_sources, own_share, training_loader, validation_plans
 from train.gap import gaps, sighted_and_blind
@@ -46,7 +46,8 @@ def train(config: TrainConfig, *, sample: SampleHook = write_samples) -> Path:
     Every process of a launch calls it; all take the same steps, each with its share of the batches.
     """
     accelerator = machine.start(config)
-    checkpoint = _train(config, accelerator, sample)
+    with only_here(config.run_dir, accelerator):
+        checkpoint = _train(config, accelerator, sample)
     machine.finish(accelerator)
     return checkpoint
 

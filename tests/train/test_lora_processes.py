@@ -17,11 +17,12 @@ SETTINGS = {
     "trainable": ["adapters"],
     "lora": {"rank": 4, "alpha": 8},
 }
-SLOW = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("ddp", "zero2")]
+MODES = ["ddp", "zero2", "zero3"]
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("mode", ["zero3", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
 def test_two_processes_take_the_steps_of_one_and_one_goes_on_from_theirs(mode, make_config, tmp_path):
     deepspeed = None
     if mode == "zero3":

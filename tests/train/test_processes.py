@@ -4,12 +4,12 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -125,13 +125,20 @@ def test_a_killed_launch_goes_on(make_config, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.Popen(
         command(config, "ddp", tmp_path), env=environment, cwd=ROOT, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
+        stderr=subprocess.DEVNULL,
     )  # fmt: skip
     until = time.monotonic() + 120
     while not (config.run_dir / "checkpoints/step_00000004").is_dir() and time.monotonic() < until:
         time.sleep(0.01)
-    os.killpg(run.pid, signal.SIGKILL)
+    workers = psutil.Process(run.pid).children(recursive=True)
+    run.kill()
     run.wait()
+    further = make_config(run="killed", max_steps=5, batches_per_step=2)
+    with pytest.raises(ConfigError, match=r"killed: process \d+ on .* trains here; wait for it or stop it"):
+        train(further)  # the launcher is gone, but not those that it started
+    for worker in workers:
+        worker.kill()
+    psutil.wait_procs(workers)
     reached = int(load_model(config.run_dir).path.name.removeprefix("step_"))
     assert reached >= 4
     further = make_config(run="killed", max_steps=reached + 2, save_every_steps=1, batches_per_step=2)
