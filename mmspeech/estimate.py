@@ -156,10 +156,10 @@ def footprints(plan: Plan, *, sharded: bool) -> dict[bool, Footprint]:
         recompute: measure_step(
             plan.model,
             trainable=set(plan.trainable),
-            wrapped=set(plan.wrapped),
             work=work,
             numbers=numbers,
             recompute=recompute,
+            wrapped=set(plan.wrapped),
             pieces=plan.pieces,
             depth_codebooks=plan.depth_codebooks,
         )

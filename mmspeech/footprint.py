@@ -91,10 +91,10 @@ def measure_step(
     config: ModelConfig,
     *,
     trainable: Collection[str],
-    wrapped: Collection[str],
     work: Work,
     numbers: Numbers,
     recompute: bool,
+    wrapped: Collection[str] = (),
     pieces: int = 1,
     depth_codebooks: int | None = None,
 ) -> Footprint:
