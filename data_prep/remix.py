@@ -29,6 +29,9 @@ from mmspeech.types import Sample, Visual, Word
 
 BEFORE_SEC = 1.2  # the longest silence taken along before a question
 LEAD_SEC, TAIL_SEC = 0.2, 0.6  # silence around an answer
+# Silence that the codec hears before an answer and that is cut off again: its first frames after a start are unlike
+# those of a silence that lasts, and would tell the model that an answer comes.
+SETTLE_FRAMES = 25
 TRIES = 60  # turns that are thought up for a call; one that nobody asked for is passed over
 ANSWERS = 1600  # distinct answers that are spoken: descriptions are endless, and each takes half a second
 TOPICS = frozenset((*SHAPES, *(plural(shape) for shape in SHAPES), *COLOURS, *SIDES))
@@ -90,11 +93,11 @@ class Mouth:
     def _speak(self, text: str) -> tuple[Tensor, list[Word]]:
         said = synthesise(text, MODEL_VOICE)
         num_frames = seconds_to_frames(LEAD_SEC + said.duration_sec + TAIL_SEC, round_up=True)
-        wave = torch.zeros(num_frames * self.codec.frame_samples)
-        start = int(LEAD_SEC * self.codec.sample_rate_hz)
+        wave = torch.zeros((SETTLE_FRAMES + num_frames) * self.codec.frame_samples)
+        start = SETTLE_FRAMES * self.codec.frame_samples + int(LEAD_SEC * self.codec.sample_rate_hz)
         wave[start : start + len(said.wave)] = torch.from_numpy(said.wave)
         words = [Word(word, LEAD_SEC + first_sec, LEAD_SEC + end_sec) for word, first_sec, end_sec in said.words]
-        return self.codec.encode(wave[None, None])[0].to(torch.int16), words
+        return self.codec.encode(wave[None, None])[0, :, SETTLE_FRAMES:].to(torch.int16), words
 
 
 def make_remix(

@@ -8,7 +8,7 @@ import torch
 
 from data_prep.dialogue import visual_dialogue, visual_turn
 from data_prep.encode import codec_stamp
-from data_prep.remix import make_remix
+from data_prep.remix import LEAD_SEC, Mouth, make_remix
 from data_prep.scenes import item_rng
 from data_prep.tts import require_synthesisers
 from data_prep.world import random_scene
@@ -83,6 +83,14 @@ def test_questions_come_from_the_frames_of_their_words_and_answers_are_sound(voi
             assert not torch.equal(call.codes[: STAMP.num_codebooks, frame + 1].long(), silence)
             quiet = [turn["answer_start_sec"] for turn in source[number].meta["turns"]]
             assert any(start_sec - 0.3 < there / 12.5 for start_sec in quiet)
+
+
+def test_nothing_but_lasting_silence_tells_that_an_answer_comes():
+    codec = load_codec(CODEC)
+    codes, words = Mouth(codec).say("the circle is red")
+    assert codes[:, 0].tolist() == list(STAMP.silence_codes)
+    assert [word.text for word in words] == ["the", "circle", "is", "red"] and words[0].start_sec >= LEAD_SEC
+    assert Mouth(codec, limit=0).say("the circle is red") is None
 
 
 def test_the_same_seed_makes_the_same_calls(voiced, tmp_path):
