@@ -93,6 +93,23 @@ def remix(
 
 
 @app.command()
+def facts(
+    codec: Annotated[Path, typer.Option(help="Codec or checkpoint directory: whose calls the set goes with.")],
+    out: OutDir,
+    count: Annotated[int, typer.Option(min=1, help="Pictures.")],
+    seed: Seed = 0,
+    split: Split = "train",
+    size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
+    num_facts: Annotated[int, typer.Option(min=1, help="Sentences about a picture, at most.")] = 12,
+) -> None:
+    """Write pictures with sentences that are true of them, without sound: a shard set."""
+    from data_prep.facts import make_facts
+
+    info = make_facts(out, codec_dir=codec, count=count, seed=seed, split=split, size_px=size_px, num_facts=num_facts)
+    typer.echo(f"{out}: {info.calls} pictures, {info.frames} frames")
+
+
+@app.command()
 def questions(
     out: OutDir,
     name: Annotated[str, typer.Option(help="known, unseen, talk, pause or barge.")],
