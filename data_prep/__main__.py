@@ -74,7 +74,8 @@ def speak(
 
 @app.command()
 def remix(
-    like: Annotated[Path, typer.Option(help="A shard set of voiced calls, which lends its turns and its codec.")],
+    like: Annotated[Path, typer.Option(help="A shard set of voiced calls, which lends its questions.")],
+    codec: Annotated[Path, typer.Option(help="Codec or checkpoint directory: the one of that set.")],
     out: OutDir,
     count: Annotated[int, typer.Option(min=1)],
     seed: Seed = 0,
@@ -82,11 +83,30 @@ def remix(
     size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
     num_turns: Annotated[int, typer.Option(min=1, help="Turns of a call, at most.")] = 3,
 ) -> None:
-    """Put voiced turns together anew, under new pictures of which they are true: a shard set."""
+    """Ask voiced questions again, under new pictures and with the answers that are true of them: a shard set."""
     from data_prep.remix import make_remix
 
-    info = make_remix(out, like=like, count=count, seed=seed, split=split, size_px=size_px, num_turns=num_turns)
+    info = make_remix(
+        out, like=like, codec_dir=codec, count=count, seed=seed, split=split, size_px=size_px, num_turns=num_turns
+    )
     typer.echo(f"{out}: {info.calls} calls, {info.frames} frames, {info.pictures} pictures")
+
+
+@app.command()
+def facts(
+    codec: Annotated[Path, typer.Option(help="Codec or checkpoint directory: whose calls the set goes with.")],
+    out: OutDir,
+    count: Annotated[int, typer.Option(min=1, help="Pictures.")],
+    seed: Seed = 0,
+    split: Split = "train",
+    size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
+    num_facts: Annotated[int, typer.Option(min=1, help="Sentences about a picture, at most.")] = 12,
+) -> None:
+    """Write pictures with sentences that are true of them, without sound: a shard set."""
+    from data_prep.facts import make_facts
+
+    info = make_facts(out, codec_dir=codec, count=count, seed=seed, split=split, size_px=size_px, num_facts=num_facts)
+    typer.echo(f"{out}: {info.calls} pictures, {info.frames} frames")
 
 
 @app.command()

@@ -1,5 +1,8 @@
 """Dialogues about a scene, with the true answers: what the user asks, what the model says, what counts as right.
 
+An answer says again what was asked before it tells what is seen: a small model then has to remember its own last words,
+not which of many sounds a second ago mattered.
+
 In a question, "|" marks where a speaker may pause: never where the question could already be over.
 """
 
@@ -183,7 +186,7 @@ def _colour_of_shape(scene: Scene, rng) -> Turn | None:
     if not (items := _unique(scene, "shape")):
         return None
     item = _pick(rng, items)
-    answer = f"the {item.shape} is {item.colour}"
+    answer = f"the colour of the {item.shape} is {item.colour}"
     return _turn(rng, "colour_of_shape", COLOUR_OF_SHAPE, answer, (item.colour,), shape=item.shape)
 
 
@@ -228,16 +231,12 @@ def _size_of(scene: Scene, rng) -> Turn | None:
     if (named := _named(scene, rng)) is None:
         return None
     item, name = named
-    return _turn(rng, "size_of", SIZE_OF, f"the {name} is {item.size}", (f"is {item.size}",), name=name)
-
-
-def _objects(count: int) -> str:
-    return "object" if count == 1 else "objects"
+    return _turn(rng, "size_of", SIZE_OF, f"the size of the {name} is {item.size}", (f"is {item.size}",), name=name)
 
 
 def _count_all(scene: Scene, rng) -> Turn:
     number = NUMBERS[len(scene.objects)]
-    return _turn(rng, "count_all", COUNT_ALL, f"i count {number} {_objects(len(scene.objects))}", (number,))
+    return _turn(rng, "count_all", COUNT_ALL, f"the count of objects is {number}", (number,))
 
 
 def _count_value(scene: Scene, rng, field: str, values: tuple[str, ...]) -> tuple[str, int]:
@@ -248,7 +247,7 @@ def _count_value(scene: Scene, rng, field: str, values: tuple[str, ...]) -> tupl
 
 def _count_colour(scene: Scene, rng) -> Turn:
     colour, count = _count_value(scene, rng, "colour", COLOURS)
-    answer = f"i count {NUMBERS[count]} {colour} {_objects(count)}"
+    answer = f"the count of {colour} objects is {NUMBERS[count]}"
     return _turn(rng, "count_colour", COUNT_COLOUR, answer, (NUMBERS[count],), colour=colour)
 
 
@@ -258,8 +257,7 @@ def plural(shape: str) -> str:
 
 def _count_shape(scene: Scene, rng) -> Turn:
     shape, count = _count_value(scene, rng, "shape", SHAPES)
-    noun = shape if count == 1 else plural(shape)
-    answer = f"i count {NUMBERS[count]} {noun}"
+    answer = f"the count of {plural(shape)} is {NUMBERS[count]}"
     return _turn(rng, "count_shape", COUNT_SHAPE, answer, (NUMBERS[count],), shapes=plural(shape))
 
 

@@ -52,7 +52,7 @@ def encode(*, data: Path, codec_dir: Path, out: Path, batch_sec: float = 30.0, s
     calls = _take_shard(read_manifest(data), shard)
     codec = load_codec(codec_dir)
     out.mkdir(parents=True, exist_ok=True)
-    _claim(out, _stamp(codec))
+    _claim(out, codec_stamp(codec))
     report = EncodeReport()
     todo = [call for call in calls if not codes_file(out, call.id).is_file()]
     report.skipped = len(calls) - len(todo)
@@ -94,7 +94,8 @@ def read_stereo(path: Path, sample_rate_hz: int) -> Tensor:
     return resample(torch.from_numpy(np.ascontiguousarray(wave.T)), rate_hz, sample_rate_hz)
 
 
-def _stamp(codec: Codec) -> CodecStamp:
+def codec_stamp(codec: Codec) -> CodecStamp:
+    """Which codec it is, and what it makes of silence."""
     silence = codec.encode(torch.zeros(1, 1, SILENCE_FRAMES * codec.frame_samples))
     return CodecStamp(
         hash=codec_hash(codec),

@@ -1,19 +1,30 @@
-"""Remixed calls: what is said is true of the picture, in whole words, and comes from what was voiced."""
+"""Remixed calls: what is said is true of the picture; questions are the voiced ones, answers the model's own voice."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from data_prep.dialogue import visual_dialogue, visual_turn
-from data_prep.remix import make_remix
+from data_prep.encode import codec_stamp
+from data_prep.remix import LEAD_SEC, Mouth, make_remix
 from data_prep.scenes import item_rng
+from data_prep.tts import require_synthesisers
 from data_prep.world import random_scene
+from mmspeech.checkpoint import load_codec
 from mmspeech.config import ConfigError
-from mmspeech.data.shards import CodecStamp, ShardSet, write_shards
+from mmspeech.data.shards import ShardSet, write_shards
 from mmspeech.types import Sample, Word
 
-STAMP = CodecStamp(hash="0" * 16, num_codebooks=2, codebook_size=1000, silence_codes=(0, 0))
+CODEC = Path(__file__).resolve().parents[2] / "mmspeech" / "pretrained" / "tiny"
+STAMP = codec_stamp(load_codec(CODEC))
 WORD_SEC = 0.25
+
+try:
+    require_synthesisers()
+except FileNotFoundError as error:
+    pytestmark = pytest.mark.skip(reason=str(error))
 
 
 def voiced_call(number: int) -> Sample:
@@ -32,7 +43,8 @@ def voiced_call(number: int) -> Sample:
         records.append(record)
         now_sec += 0.5
     num_frames = int(now_sec * 12.5)
-    codes = torch.stack([torch.full((num_frames,), number), torch.arange(num_frames)] * 2).to(torch.int16)
+    pair = torch.stack([torch.full((num_frames,), number), torch.arange(num_frames)])
+    codes = pair.repeat(STAMP.num_codebooks, 1).to(torch.int16)
     return Sample(f"{number:03d}", codes, words, [], {"turns": records})
 
 
@@ -44,7 +56,7 @@ def voiced(tmp_path_factory):
 
 
 def test_answers_are_true_of_the_picture_and_follow_their_question(voiced, tmp_path):
-    make_remix(tmp_path / "out", like=voiced, count=12, seed=3)
+    make_remix(tmp_path / "out", like=voiced, codec_dir=CODEC, count=12, seed=3)
     calls = ShardSet(tmp_path / "out")
     assert calls.info.codec == STAMP and calls.info.pictures == len(calls) >= 10
     for index in range(len(calls)):
@@ -57,29 +69,43 @@ def test_answers_are_true_of_the_picture_and_follow_their_question(voiced, tmp_p
         assert (call.words[0].speaker, call.words[-1].speaker) == ("user", "main")
 
 
-def test_codes_and_words_come_from_the_same_frames(voiced, tmp_path):
-    make_remix(tmp_path / "out", like=voiced, count=4, seed=0)
+def test_questions_come_from_the_frames_of_their_words_and_answers_are_sound(voiced, tmp_path):
+    make_remix(tmp_path / "out", like=voiced, codec_dir=CODEC, count=4, seed=0)
     source, call = ShardSet(voiced), ShardSet(tmp_path / "out")[0]
+    silence = torch.tensor(STAMP.silence_codes)
     for word in call.words:
         frame = int(word.start_sec * 12.5 + 1e-6)
-        number, there = int(call.codes[0, frame]), int(call.codes[1, frame])
-        spoken = {w.text for w in source[number].words if abs(w.start_sec * 12.5 - there) < 1.01}
-        assert word.text in spoken
+        number, there = (int(code) for code in call.codes[STAMP.num_codebooks :, frame][:2])
+        if word.speaker == "user":
+            spoken = {w.text for w in source[number].words if abs(w.start_sec * 12.5 - there) < 1.01}
+            assert word.text in spoken
+        else:
+            assert not torch.equal(call.codes[: STAMP.num_codebooks, frame + 1].long(), silence)
+            quiet = [turn["answer_start_sec"] for turn in source[number].meta["turns"]]
+            assert any(start_sec - 0.3 < there / 12.5 for start_sec in quiet)
+
+
+def test_nothing_but_lasting_silence_tells_that_an_answer_comes():
+    codec = load_codec(CODEC)
+    codes, words = Mouth(codec).say("the circle is red")
+    assert codes[:, 0].tolist() == list(STAMP.silence_codes)
+    assert [word.text for word in words] == ["the", "circle", "is", "red"] and words[0].start_sec >= LEAD_SEC
+    assert Mouth(codec, limit=0).say("the circle is red") is None
 
 
 def test_the_same_seed_makes_the_same_calls(voiced, tmp_path):
     for name in ("a", "b"):
-        make_remix(tmp_path / name, like=voiced, count=3, seed=1)
+        make_remix(tmp_path / name, like=voiced, codec_dir=CODEC, count=3, seed=1)
     one, two = (ShardSet(tmp_path / name) for name in ("a", "b"))
     assert [one[i].words for i in range(len(one))] == [two[i].words for i in range(len(two))]
     assert all(torch.equal(one[i].codes, two[i].codes) for i in range(len(one)))
 
 
 def test_a_set_without_turns_is_refused(tmp_path):
-    codes = torch.zeros(4, 20, dtype=torch.int16)
+    codes = torch.zeros(2 * STAMP.num_codebooks, 20, dtype=torch.int16)
     write_shards(tmp_path / "set", [Sample("0", codes, [], [], {})], codec=STAMP)
     with pytest.raises(ConfigError, match="no turns in its calls; expected a set packed from `data_prep speak`"):
-        make_remix(tmp_path / "out", like=tmp_path / "set", count=1, seed=0)
+        make_remix(tmp_path / "out", like=tmp_path / "set", codec_dir=CODEC, count=1, seed=0)
     assert not (tmp_path / "out").exists()
 
 

@@ -48,12 +48,12 @@ def same(first: Path, second: Path) -> bool:
 def test_fifty_kills_change_nothing(make_config, forks):
     settings = {"max_steps": STEPS, "save_every_steps": 2, "eval_every_steps": STEPS}
     whole, killed = make_config(run="whole", **settings), make_config(run="killed", **settings)
-    process = forks.Process(target=run, args=(whole,))
+    process = forks.Process(target=run, args=(whole,), daemon=True)
     process.start()
     finish(process)
     moments, steps = random.Random(0), set()
     for number in range(50):
-        process = forks.Process(target=run, args=(killed,))
+        process = forks.Process(target=run, args=(killed,), daemon=True)
         process.start()
         if number % 5:  # else it dies while it starts
             wait_for_a_save(process, killed.run_dir)
@@ -64,7 +64,7 @@ def test_fifty_kills_change_nothing(make_config, forks):
         steps.add(None if newest is None else newest.name)
         assert newest is None or newest.name < f"step_{STEPS:08d}", "the run ended before its last kill; make it longer"
     assert len(steps) > 10
-    process = forks.Process(target=run, args=(killed,))
+    process = forks.Process(target=run, args=(killed,), daemon=True)
     process.start()
     finish(process)
     last = f"checkpoints/step_{STEPS:08d}"
@@ -77,7 +77,7 @@ def test_twenty_kills_during_a_save_leave_a_good_checkpoint(make_config, forks):
     config = make_config(max_steps=100_000, save_every_steps=1, eval_every_steps=10**6)
     moments, cut = random.Random(1), 0
     for _ in range(60):
-        process = forks.Process(target=run, args=(config,))
+        process = forks.Process(target=run, args=(config,), daemon=True)
         process.start()
         before = newest_checkpoint(config.run_dir)
         while newest_checkpoint(config.run_dir) == before or not half_written(config.run_dir):
