@@ -265,14 +265,14 @@ def _exists(scene: Scene, rng) -> Turn:
     names = {item.name for item in scene.objects} | {item.shape for item in scene.objects}
     if rng.random() < 0.5:
         name = _pick(rng, sorted(names))
-        return _turn(rng, "exists", EXISTS, f"yes there is a {name}", ("yes",), name=name)
+        return _turn(rng, "exists", EXISTS, f"a {name} yes there is", ("yes",), name=name)
     # A false name shares its shape or colour with something there as often as not.
     while True:
         item = _pick(rng, scene.objects)
         colour, shape = _pick(rng, COLOURS), _pick(rng, SHAPES)
         name = _pick(rng, (f"{item.colour} {shape}", f"{colour} {item.shape}", f"{colour} {shape}", shape))
         if name not in names:
-            return _turn(rng, "exists", EXISTS, f"no there is no {name}", ("no",), name=name)
+            return _turn(rng, "exists", EXISTS, f"a {name} no there is not", ("no",), name=name)
 
 
 def _describe(scene: Scene, rng) -> Turn:
