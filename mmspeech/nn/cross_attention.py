@@ -38,7 +38,7 @@ class CrossProjections(nn.Module):
     def forward(
         self, x: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None, ages: Tensor | None = None
     ) -> Tensor:
-        """x [B, T, D], keys and values [B, S, D], mask [B, 1, T, S] bool, ages [B, T, S] long (buckets) -> [B, T, D]."""
+        """x [B, T, D], keys, values [B, S, D], mask [B, 1, T, S] bool, ages [B, T, S] long (buckets) -> [B, T, D]."""
         query, keys, values = (
             y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in (self.q_proj(x), keys, values)
         )
@@ -125,8 +125,9 @@ def age_bucket_starts(count: int) -> list[int]:
 class Fusion(nn.Module):
     """Norm, cross-attention and gate of every layer that looks (`layers`, indices into the transformer).
 
-    `shared`: one set of projections for all of them; `age_buckets`: see CrossProjections; `shared_gate`: one gate for all, and if both are shared one
-    learned factor per layer. Nothing is added where nothing is seen, to the bit. `gated_layers`: those with a gate.
+    `shared`: one set of projections for all of them; `shared_gate`: one gate for all, and if both are shared one
+    learned factor per layer. `age_buckets`: see CrossProjections. Nothing is added where nothing is seen, to the bit.
+    `gated_layers`: those with a gate.
     """
 
     def __init__(
