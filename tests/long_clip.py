@@ -14,7 +14,7 @@ SIZE_PX = (1280, 720)
 
 
 def scene(num_frames: int, rate_hz: int, gop_frames: int) -> bytes:
-    """An mp4 of a camera that pans over a textured wall while a ball crosses it."""
+    """An mp4 of a camera that stands before a textured wall and pans a quarter of the time; something crosses it."""
     import av
 
     width, height = SIZE_PX
@@ -28,9 +28,10 @@ def scene(num_frames: int, rate_hz: int, gop_frames: int) -> bytes:
         stream = out.add_stream("libx264", rate=rate_hz, options={"preset": "ultrafast", "crf": "28"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.gop_size = gop_frames
+        shift = 0
         for index in range(num_frames):
-            shift = 2 * index
-            picture = wall[index : index + height, shift % width : shift % width + width].copy()
+            shift += 2 * (index % 100 >= 75)
+            picture = wall[shift : shift + height, 2 * shift : 2 * shift + width].copy()
             left = 8 * index % (width - 100)
             picture[300:400, left : left + 100] = (220, 40, 40)
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
@@ -45,7 +46,7 @@ def write_long(path: Path, *, minutes: float, rate_hz: int = 25, gop_frames: int
     data = scene(scene_sec * rate_hz, rate_hz, gop_frames)
     with av.open(str(path), "w") as out:
         stream = None
-        for turn in range(round(minutes * 60 / scene_sec)):
+        for turn in range(max(1, round(minutes * 60 / scene_sec))):
             with av.open(io.BytesIO(data)) as once:
                 source = once.streams.video[0]
                 stream = stream or out.add_stream_from_template(source)

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +28,7 @@ _BATCH_BYTES = 128_000_000  # of decoded pictures at a time
 _FAR_FRAMES = 64  # opening a new stretch costs about as much as decoding this many frames of 720p
 _CLOCK_SEC = 1000.0  # where a playlist's second entry stands on its clock, to tell its stamps from the first one's
 _REORDER_FRAMES = 17  # codecs move a frame by at most 16 places
+_NEAR_KEYS = 20  # so many key frames away the demuxer may have started
 _NO_SUBSTITUTES = "0.000001"  # the share of frames that decord may replace by their neighbours: none
 
 
@@ -63,7 +65,7 @@ class Video:
         self._step_sec = step_sec
         self._origin_sec = self._find_origin()
         self._early: int | None = None  # frames before a cut that belong after it; see _place_of
-        self._frame_bytes = 0
+        self._frame_bytes = 3 * 1920 * 1080  # until one is decoded
 
     def frames(self, at_sec: Sequence[float]) -> list[Frame]:
         """For each time the newest frame with a stamp <= it, in the order asked; after the end, the last frame.
@@ -89,8 +91,9 @@ class Video:
         count = max(0, math.ceil(round((end_sec - start_sec) * fps, 6)))
         done = 0
         while done < count:
-            size = max(1, _BATCH_BYTES // self._frame_bytes) if self._frame_bytes else 1
-            indices = [self._index(start_sec + k / fps) for k in range(done, min(done + size, count))]
+            size = max(1, _BATCH_BYTES // self._frame_bytes)
+            indices = [self._index(start_sec + k / fps) for k in range(done, min(done + size + 1, count))]
+            indices = self._cut(indices, size)
             pictures: dict[int, Image.Image] = {}
             for batch in self._batches(sorted(set(indices))):
                 pictures |= self._read(batch)
@@ -115,6 +118,13 @@ class Video:
                 f"{self.name}: cannot be decoded at {self.stamps_sec[missing[0]]:.2f} s of {self.duration_sec:.2f} s "
                 "(cut off or broken); the frames before can be used, or convert it (ffmpeg -i IN OUT.mp4)"
             )
+
+    def _cut(self, indices: list[int], size: int) -> list[int]:
+        """The first of them, at most `size`, such that the next one lies near its key frame."""
+        if len(indices) <= size:
+            return indices
+        ends = range(size, size // 2, -1)
+        return indices[: min(ends, key=lambda end: indices[end] - self._key_before(indices[end]))]
 
     def _batches(self, indices: list[int]) -> Iterator[list[int]]:
         """Sorted indices, split where reading on costs more than starting again at a later key frame."""
@@ -149,20 +159,13 @@ class Video:
         errors = (_decord().DECORDError, StopIteration, VideoError)
         try:
             reader, first = self._stretch(indices[0], indices[-1])
-            keys = [int(key) for key in reader.get_key_indices()[1:]]
-            position = 0
-            for index in indices:
-                target = index - first
-                # Walking across a key frame by `next` keeps the reader from seeking to it.
-                for key in (key for key in keys if position < key <= target):
-                    if key - 1 > position:
-                        reader.seek_accurate(key - 1)
-                    reader.next()
-                    position = key
-                if target > position:
-                    reader.seek_accurate(target)
-                pictures[index] = Image.fromarray(_pixels(reader.next()))
-                position = target + 1
+            position = _advance(reader, 0, indices[0] - first)
+            for index, following in pairwise([*indices, None]):
+                picture = reader.next()
+                if following is not None:
+                    # At once: what the reader is not told to pass over it turns into RGB, even if no one takes it.
+                    position = _advance(reader, position + 1, following - first)
+                pictures[index] = Image.fromarray(_pixels(picture))
         except errors:
             return False
         self._frame_bytes = 3 * math.prod(pictures[indices[0]].size)
@@ -216,7 +219,9 @@ class Video:
         early = min(self._early or 0, len(self.stamps_sec) - until)
         keys = np.asarray(reader.get_key_indices())
         fits = []
-        for at, place in enumerate(self._key_indices):
+        near = int(np.searchsorted(self._key_indices, key))
+        for at in range(max(0, near - _NEAR_KEYS), min(near + _NEAR_KEYS, len(self._key_indices))):
+            place = self._key_indices[at]
             start = int(place) + leading
             misfit = abs(given - (until - start) - early)
             pattern = self._key_indices[at : at + len(keys)] - place
@@ -306,6 +311,19 @@ def _decord() -> ModuleType:
             del sys.modules["nvidia"]
     decord.logging.set_level(decord.logging.QUIET)
     return decord
+
+
+def _advance(reader: Any, position: int, target: int) -> int:
+    """Move a reader forward without it seeking, as it would to any key frame on the way: `next` walks across those."""
+    keys = reader.get_key_indices()
+    for key in (key for key in keys if position < key <= target):
+        if key - 1 > position:
+            reader.seek_accurate(key - 1)
+        reader.next()
+        position = key
+    if target > position:
+        reader.seek_accurate(target)
+    return target
 
 
 def _stamps(reader: Any) -> np.ndarray:
