@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +24,12 @@ from PIL import Image
 
 from mmspeech.config import ConfigError
 
+# How files with pictures that move begin. decord writes a line of its own on stderr for any other.
+_STARTS = (
+    b"\x1aE\xdf\xa3", b"FLV", b"RIFF", b"OggS", b"GIF8", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3",
+    b"0&\xb2u", b"DKIF", b"YUV4MPEG2", b"\x06\x0e+4",
+)  # fmt: skip
+_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 _BATCH_BYTES = 128_000_000  # of decoded pictures at a time
 _FAR_FRAMES = 64  # opening a new stretch costs about as much as decoding this many frames of 720p
 _CLOCK_SEC = 1000.0  # where a playlist's second entry stands on its clock, to tell its stamps from the first one's
@@ -59,12 +65,12 @@ class Video:
         self._key_indices = np.asarray(reader.get_key_indices(), dtype=np.int64)
         ends_sec = _stamps(reader)
         self.stamps_sec = _true_stamps(ends_sec[:, 0], reader.get_avg_fps(), self.name)
-        step_sec = float(np.median(np.diff(self.stamps_sec))) if len(ends_sec) > 1 else 1 / 25
+        self._step_sec = float(np.median(np.diff(self.stamps_sec))) if len(ends_sec) > 1 else 1 / 25
         last_sec = float(ends_sec[-1, 1] - ends_sec[-1, 0])
-        self.duration_sec = float(self.stamps_sec[-1]) + (last_sec if last_sec > 0 else step_sec)
-        self._step_sec = step_sec
+        if last_sec <= 0 or abs(last_sec - self._step_sec) < 1e-3:
+            last_sec = self._step_sec
+        self.duration_sec = float(self.stamps_sec[-1]) + last_sec
         self._origin_sec = self._find_origin()
-        self._early: int | None = None  # frames before a cut that belong after it; see _place_of
         self._frame_bytes = 3 * 1920 * 1080  # until one is decoded
 
     def frames(self, at_sec: Sequence[float]) -> list[Frame]:
@@ -184,7 +190,7 @@ class Video:
 
     def _from_key(self, key: int, last: int) -> tuple[Any, int]:
         in_sec = self._origin_sec + float(self.stamps_sec[key]) + 1e-4 if key else None
-        out_sec = self._origin_sec + float(self.stamps_sec[last]) + 0.5 * self._step_sec
+        out_sec = self._end_of(last)
         reader = self._playlist((in_sec, out_sec))
         stamps = _stamps(reader)[:, 0]
         return reader, self._place_of(reader, stamps, key, out_sec - self._origin_sec)
@@ -207,16 +213,11 @@ class Video:
         must the number of frames up to `out_sec`, but for those that come early because of their place in the file.
         """
         leading = int((stamps < -1e-4).sum())  # frames that come before their key frame; decoders drop them
+        if key == 0:
+            return leading
         given = len(stamps) - leading
         until = int(np.searchsorted(self.stamps_sec, out_sec))
-        if key == 0:
-            if self._early is None or until < len(self.stamps_sec):
-                self._early = given - (until - leading)
-            return leading
-        if self._early is None:
-            half = min(40, len(self.stamps_sec) // 2)
-            self._from_key(0, half)
-        early = min(self._early or 0, len(self.stamps_sec) - until)
+        early = min(self._early, len(self.stamps_sec) - until)
         keys = np.asarray(reader.get_key_indices())
         fits = []
         near = int(np.searchsorted(self._key_indices, key))
@@ -234,9 +235,22 @@ class Video:
             raise VideoError(f"{self.name}: frames before {out_sec:.2f} s are not where their time stamps say")
         return min(fits)[1]
 
+    @cached_property
+    def _early(self) -> int:
+        """How many frames of a stretch come after its end, because of their place in the file."""
+        middle = len(self.stamps_sec) // 2
+        reader = self._playlist((None, self._end_of(middle)))
+        return len(reader) - (middle + 1)
+
+    def _end_of(self, last: int) -> float:
+        """A time after frame `last` and before the next one, on the file's own clock."""
+        at_end = last + 1 == len(self.stamps_sec)
+        after_sec = self.stamps_sec[last] + self._step_sec if at_end else self.stamps_sec[last + 1]
+        return self._origin_sec + float(self.stamps_sec[last] + after_sec) / 2
+
     def _find_origin(self) -> float:
         """When the first frame is shown on the file's own clock, which decord hides."""
-        for until_sec in (1.0, 10.0, 100.0):
+        for until_sec in (10.0, 1.0, 100.0):
             try:
                 reader = self._playlist((None, until_sec), (0.0, until_sec))
                 stamps = _stamps(reader)[:, 0]
@@ -275,6 +289,8 @@ def _place(source: str | Path | bytes, target: Path, name: str) -> None:
             f"{name}: is an MPEG transport stream, in which frames cannot be found by their time; "
             "convert it first (ffmpeg -i IN -c copy OUT.mp4)"
         )
+    if not (head.startswith(_STARTS) or head[4:8] in _BOXES):
+        raise VideoError(f"{name}: is not a clip; expected mp4, mov, webm, mkv, flv, avi, ogg, mpg, wmv or gif")
     if head[4:8] == b"ftyp" and not _has_index(target):
         raise VideoError(f"{name}: was cut off before its index was written; record or copy it again")
 
@@ -355,7 +371,7 @@ def _pixels(array: Any) -> np.ndarray:
 def _reason(message: str) -> str:
     if "cannot find video stream" in message:
         return "has no video stream; expected a clip with pictures"
-    if "frame-count" in message or "Invalid frame count" in message:
+    if "frame-count" in message or "Invalid frame count" in message or "buffer source" in message:
         return "holds no frames; expected a clip with at least one"
     if "av_read_frame" in message:
         return "is broken; convert it first (ffmpeg -i IN OUT.mp4)"
