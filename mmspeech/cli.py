@@ -146,12 +146,19 @@ def verify(
 def bench(
     model: Model = None,
     frames: Annotated[int, typer.Option(min=10, help="Frames to time (12.5 are a second of call).")] = 250,
+    video: Annotated[Path | None, typer.Option(help="Time how fast this clip is decoded, and nothing else.")] = None,
+    fps: Annotated[float, typer.Option(min=0.01, max=100, help="Frames of the clip per second of it.")] = 2.0,
     out: Annotated[Path | None, typer.Option(help="Write the numbers as JSON here.")] = None,
     device: Device = "cpu",
     tensor_parallel: TensorParallel = 1,
 ) -> None:
     """Time a whole frame (encode, think, decode) beside a loop without streaming state, or split beside whole."""
     with _reported():
+        if video is not None:
+            from mmspeech.commands.bench_video import run_bench_video
+
+            run_bench_video(video, fps=fps, out=out)
+            return
         from mmspeech.commands.bench import run_bench
 
         run_bench(model, num_frames=frames, out=out, device=device, tensor_parallel=tensor_parallel)
