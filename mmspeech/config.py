@@ -149,6 +149,9 @@ class VisionConfig(StrictModel):
     (none: the published one); for vit, its sizes. `mean`/`std` None: the tower's own statistics.
     `feature_layer` None: tokens after the final norm; -1, -2 ...: as that block leaves them, without the norm.
     `keep_prefix_tokens`: class and register tokens stay in front (they have no place in the picture).
+    Clip encoders (hf: V-JEPA 2, VideoMAE) look at the last `window_frames` frames, taken `window_fps` times a second
+    (None: as the encoder was trained). Each step of time in the window has tokens of its own; `window_tokens` makes of
+    them the tokens of the newest frame: those of the newest step, or the mean over all steps.
     `projector_norm` is applied after the projection;
     `project` false leaves the projection out (the tower is as wide as what cross-attention reads).
     """
@@ -161,6 +164,9 @@ class VisionConfig(StrictModel):
     std: tuple[float, float, float] | None = None
     feature_layer: int | None = Field(None, lt=0)
     keep_prefix_tokens: bool = False
+    window_frames: int | None = Field(None, gt=0)
+    window_fps: float | None = Field(None, gt=0)
+    window_tokens: Literal["newest", "mean"] = "newest"
     project: bool = True
     projector_hidden: int | None = None
     projector_norm: NormKind | None = "rms"
