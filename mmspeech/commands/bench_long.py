@@ -33,11 +33,15 @@ _PICTURES = 16
 
 @dataclass
 class Minute:
-    """One minute of the call: its number from 1, step times, and what is held at its end (rss: of this process)."""
+    """One minute of the call: its number from 1, step times, and what is held at its end (rss: of this process).
+
+    step_cpu_ms: mean of what this process computed, in all threads; other programs do not count into it.
+    """
 
     minute: int
     step_ms_p50: float
     step_ms_p99: float
+    step_cpu_ms: float
     state_bytes: int
     rss_bytes: int
     cuda_peak_bytes: int
@@ -78,6 +82,7 @@ def live_through(calls: CallBatch, *, minutes: int, fps: float) -> list[Minute]:
     shown, found = 0, []
     took_ms = np.zeros(MINUTE_STEPS)
     for minute in track(range(minutes), description="minutes", console=Console(stderr=True), transient=True):
+        computed = time.process_time()
         for index in range(MINUTE_STEPS):
             step = minute * MINUTE_STEPS + index
             began = time.perf_counter()
@@ -86,8 +91,9 @@ def live_through(calls: CallBatch, *, minutes: int, fps: float) -> list[Minute]:
                 shown += 1
             calls.step(sound[step % _SOUND_STEPS])
             took_ms[index] = 1000 * (time.perf_counter() - began)
-        p50, p99 = np.percentile(took_ms, (50, 99))
-        found.append(Minute(minute + 1, round(p50, 3), round(p99, 3), *_held(calls)))
+        cpu_ms = 1000 * (time.process_time() - computed) / MINUTE_STEPS
+        times_ms = (round(float(value), 3) for value in (*np.percentile(took_ms, (50, 99)), cpu_ms))
+        found.append(Minute(minute + 1, *times_ms, *_held(calls)))
     return found
 
 
@@ -98,6 +104,7 @@ def changes(found: list[Minute]) -> dict[str, float]:
         "state_growth_bytes": max(minute.state_bytes for minute in found[1:]) - first.state_bytes,
         "rss_growth_percent": round(100 * (last.rss_bytes / first.rss_bytes - 1), 3),
         "step_growth_percent": round(100 * (last.step_ms_p50 / second.step_ms_p50 - 1), 2),
+        "step_cpu_growth_percent": round(100 * (last.step_cpu_ms / second.step_cpu_ms - 1), 2),
     }
 
 
@@ -127,10 +134,10 @@ def _pictures(size_px: int) -> "list[Image]":
 
 
 def _tell(bundle: "Bundle", result: dict, found: list[Minute]) -> None:
-    table = Table("minute", "p50 ms", "p99 ms", "state, bytes", "process, MB")
+    table = Table("minute", "p50 ms", "p99 ms", "cpu ms", "state, bytes", "process, MB")
     for number in sorted({0, 1, len(found) // 2, len(found) - 1}):
         minute = found[number]
-        times = f"{minute.step_ms_p50:.2f}", f"{minute.step_ms_p99:.2f}"
+        times = (f"{value:.2f}" for value in (minute.step_ms_p50, minute.step_ms_p99, minute.step_cpu_ms))
         table.add_row(str(minute.minute), *times, f"{minute.state_bytes:,}", f"{minute.rss_bytes / 1e6:,.1f}")
     console = Console()
     console.print(
@@ -141,6 +148,7 @@ def _tell(bundle: "Bundle", result: dict, found: list[Minute]) -> None:
     console.print(table)
     console.print(
         f"since the first minute: state {result['state_growth_bytes']:+,} bytes, process "
-        f"{result['rss_growth_percent']:+.2f} %; a step, since the second: {result['step_growth_percent']:+.1f} %",
+        f"{result['rss_growth_percent']:+.2f} %; a step, since the second: {result['step_growth_percent']:+.1f} % "
+        f"(computing alone: {result['step_cpu_growth_percent']:+.1f} %)",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
