@@ -102,7 +102,7 @@ class VisionSpeechModel(nn.Module):
         (None: all). Raises ValueError for a model without vision."""
         if self.projector is None:
             raise ValueError("this model has no vision; give its configuration `vision` and `lm.fusion`")
-        return self.projector(features), mask
+        return self.projector(features, mask)
 
     def generator(
         self, batch_size: int, *, sampling: GenerationConfig, seed: int | Sequence[int] = 0
