@@ -1,8 +1,8 @@
 """Reads the manifest of spoken calls: a .jsonl of {"path", "duration"}, each path a stereo wav with a .json beside it.
 
 The json holds `alignments` [[word, [start_sec, end_sec], "SPEAKER_MAIN" | "SPEAKER_USER"], ...], `visuals`
-[{"kind", "path", "start_sec"}, ...] (paths relative to the json's folder or to the manifest's) and anything else (kept
-as metadata).
+[{"kind": "image" | "clip", "path", "start_sec", "fps"}, ...] (paths relative to the json's folder or to the manifest's;
+fps for clips, 2 by default) and anything else (kept as metadata).
 """
 
 import json
@@ -117,9 +117,14 @@ def _call_id(audio: Path, root: Path) -> str:
 
 
 def _read_visual(entry: dict[str, Any], *, file: Path, root: Path) -> Visual:
-    if entry.get("kind", "image") != "image":
-        raise ManifestError(f"{file}: visual of kind {entry['kind']!r}; expected 'image'")
+    kind, fps = entry.get("kind", "image"), float(entry.get("fps", Visual.fps))
+    if kind not in ("image", "clip"):
+        raise ManifestError(f"{file}: visual of kind {kind!r}; expected 'image' or 'clip'")
+    if not 0 < fps < math.inf:
+        raise ManifestError(f"{file}: {entry['path']} has fps {fps}; expected frames a second above 0")
     for folder in (file.parent, root):
         if (folder / entry["path"]).is_file():
-            return Visual((folder / entry["path"]).read_bytes(), float(entry.get("start_sec", 0.0)))
-    raise ManifestError(f"{file}: picture {entry['path']} is not there; expected it beside the json or the manifest")
+            data = (folder / entry["path"]).read_bytes()
+            return Visual(data, float(entry.get("start_sec", 0.0)), kind, fps)
+    named = "picture" if kind == "image" else "clip"
+    raise ManifestError(f"{file}: {named} {entry['path']} is not there; expected it beside the json or the manifest")

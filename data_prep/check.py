@@ -11,6 +11,7 @@ import numpy as np
 from data_prep.calls import Call, ManifestError, find_manifests, manifest_lines, read_transcript
 from data_prep.phones import PHONES
 from data_prep.tts import HELD_OUT_VOICES
+from mmspeech.config import ConfigError
 from mmspeech.data.shards import SIDECAR, ShardError, ShardSet, speaker_rows
 from mmspeech.frames import SAMPLE_RATE_HZ, frames_to_seconds
 from mmspeech.types import Sample, Visual, Word
@@ -188,12 +189,24 @@ def _time_faults(words: list[Word], duration_sec: float) -> Iterator[str]:
 
 def _visual_faults(visuals: list[Visual], duration_sec: float) -> Iterator[str]:
     for number, visual in enumerate(visuals):
+        named = f"{'picture' if visual.kind == 'image' else 'clip'} {number}"
         try:
-            load_image(visual.image)
-        except ImageError as error:
-            yield f"picture {number}: {error}"
+            _read_visual(visual)
+        except ConfigError as error:
+            yield f"{named}: {error}"
         if not 0 <= visual.start_sec <= duration_sec:
-            yield f"picture {number} comes at {visual.start_sec} s of {duration_sec:.3f}"
+            yield f"{named} comes at {visual.start_sec} s of {duration_sec:.3f}"
+
+
+def _read_visual(visual: Visual) -> None:
+    """Decode the picture, or all of the clip's frames that a model would be shown; raises ConfigError."""
+    if visual.kind == "image":
+        load_image(visual.data)
+        return
+    from mmspeech.vision.video import Video
+
+    for _ in Video(visual.data).sample(visual.fps):
+        pass
 
 
 def _phone_faults(phones: dict, duration_sec: float) -> Iterator[str]:

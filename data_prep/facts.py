@@ -48,7 +48,7 @@ def _samples(
         sentences = list(dict.fromkeys(visual_turn(scene, rng).answer for _ in range(num_facts)))
         words, num_frames = _lay_out(sentences, rng)
         codes = torch.full((2 * num_codebooks, num_frames), -1, dtype=torch.int16)
-        picture = Visual(image=render_png(scene, size_px=size_px), start_sec=0.0)
+        picture = Visual(render_png(scene, size_px=size_px))
         yield Sample(f"{number:06d}", codes, words, [picture], {"kind": "facts", "split": split})
 
 

@@ -131,7 +131,7 @@ def _samples(
         rng = item_rng(seed, split, number, "remix")
         scene = random_scene(rng, split=split)
         if turns := _true_turns(bank, mouth, scene, rng, num_turns):
-            picture = Visual(image=render_png(scene, size_px=size_px), start_sec=0.0)
+            picture = Visual(render_png(scene, size_px=size_px))
             yield _join(bank, mouth, turns, f"{number:06d}", picture, split)
 
 

@@ -51,6 +51,11 @@ def talk(
     audio: Annotated[Path, typer.Option(help="The spoken question: wav, flac, ogg, mp3 ..., any rate, any channels.")],
     out: Annotated[Path, typer.Option(help="Where to write the reply (wav, 24 kHz).")],
     image: Annotated[Path | None, typer.Option(help="The picture to talk about (none: talk blind).")] = None,
+    video: Annotated[
+        Path | None,
+        typer.Option(help='A clip to watch meanwhile, or a .json list of pictures: [[0.0, "a.png"], ...].'),
+    ] = None,
+    fps: Annotated[float, typer.Option(min=0.01, max=100, help="Frames of the clip shown per second.")] = 2.0,
     model: Model = None,
     stereo: Annotated[bool, typer.Option("--stereo", help="Left the model, right the question.")] = False,
     seed: Seed = 0,
@@ -61,13 +66,13 @@ def talk(
     device: Device = "cpu",
     tensor_parallel: TensorParallel = 1,
 ) -> None:
-    """Ask a recorded question, with or without a picture, and hear the answer."""
+    """Ask a recorded question, with or without a picture or a clip, and hear the answer."""
     with _reported():
         from mmspeech.commands.talk import TalkOptions, run_talk
 
         options = TalkOptions(
-            audio=audio, out=out, image=image, model=model, stereo=stereo, seed=seed, greedy=greedy,
-            max_sec=max_sec, as_json=json_, plot=plot, device=device, tensor_parallel=tensor_parallel,
+            audio=audio, out=out, image=image, video=video, fps=fps, model=model, stereo=stereo, seed=seed,
+            greedy=greedy, max_sec=max_sec, as_json=json_, plot=plot, device=device, tensor_parallel=tensor_parallel,
         )  # fmt: skip
         run_talk(options)
 
@@ -141,12 +146,26 @@ def verify(
 def bench(
     model: Model = None,
     frames: Annotated[int, typer.Option(min=10, help="Frames to time (12.5 are a second of call).")] = 250,
+    video: Annotated[Path | None, typer.Option(help="Time how fast this clip is decoded, and nothing else.")] = None,
+    long: Annotated[bool, typer.Option("--long", help="A call that lasts, shown pictures all the time.")] = False,
+    minutes: Annotated[int, typer.Option(min=3, help="How long the long call is.")] = 60,
+    fps: Annotated[float, typer.Option(min=0.01, max=100, help="Of clip or long call: pictures a second.")] = 2.0,
     out: Annotated[Path | None, typer.Option(help="Write the numbers as JSON here.")] = None,
     device: Device = "cpu",
     tensor_parallel: TensorParallel = 1,
 ) -> None:
     """Time a whole frame (encode, think, decode) beside a loop without streaming state, or split beside whole."""
     with _reported():
+        if video is not None:
+            from mmspeech.commands.bench_video import run_bench_video
+
+            run_bench_video(video, fps=fps, out=out)
+            return
+        if long:
+            from mmspeech.commands.bench_long import run_bench_long
+
+            run_bench_long(model, minutes=minutes, fps=fps, out=out, device=device, tensor_parallel=tensor_parallel)
+            return
         from mmspeech.commands.bench import run_bench
 
         run_bench(model, num_frames=frames, out=out, device=device, tensor_parallel=tensor_parallel)

@@ -84,6 +84,11 @@ class FusionConfig(StrictModel):
     speech model from untrained adapters; above 0 it begins open, and a small model learns to see much sooner.
     `source_dim`: width of the visual tokens the projections read (None: the model's width, one fused matrix in files).
     `shared_gate`: one gate for all layers, times a per-layer scalar.
+
+    `memory_frames`: how many of the newest pictures or frames are seen; each new one takes the place of the oldest.
+    `age_buckets`: keys carry how long ago their frame came, in so many steps that grow with the age (0: they do not).
+    `summary_slots`: what leaves memory is not lost at once: each `summary_group` frames in turn become one, their mean,
+    and the last `summary_slots` of these are seen beside the newest frames.
     """
 
     layers: tuple[int, ...] | None = None
@@ -93,6 +98,18 @@ class FusionConfig(StrictModel):
     gate_shift: float = -4.0
     shared_gate: bool = False
     source_dim: int | None = None
+    memory_frames: int = Field(1, gt=0)
+    age_buckets: int = Field(0, ge=0)
+    summary_slots: int = Field(0, ge=0)
+    summary_group: int = Field(4, gt=0)
+
+    @model_validator(mode="after")
+    def _ages_differ(self):
+        if self.age_buckets and self.memory_frames + self.summary_slots == 1:
+            raise ValueError(
+                "age_buckets without memory: the age of a single frame changes nothing; set memory_frames above 1"
+            )
+        return self
 
 
 class LMConfig(StrictModel):
@@ -132,6 +149,11 @@ class VisionConfig(StrictModel):
     (none: the published one); for vit, its sizes. `mean`/`std` None: the tower's own statistics.
     `feature_layer` None: tokens after the final norm; -1, -2 ...: as that block leaves them, without the norm.
     `keep_prefix_tokens`: class and register tokens stay in front (they have no place in the picture).
+    Clip encoders (hf: V-JEPA 2, VideoMAE) look at the last `window_frames` frames, taken `window_fps` times a second
+    (None: as the encoder was trained). Each step of time in the window has tokens of its own; `window_tokens` makes of
+    them the tokens of the newest frame: those of the newest step, or the mean over all steps.
+    `pool`: fewer tokens for each picture, in front of the projection: `mean2x2` of a square grid, or `queries`, which
+    learn `pool_queries` weighted means of however many tokens there are.
     `projector_norm` is applied after the projection;
     `project` false leaves the projection out (the tower is as wide as what cross-attention reads).
     """
@@ -144,10 +166,23 @@ class VisionConfig(StrictModel):
     std: tuple[float, float, float] | None = None
     feature_layer: int | None = Field(None, lt=0)
     keep_prefix_tokens: bool = False
+    window_frames: int | None = Field(None, gt=0)
+    window_fps: float | None = Field(None, gt=0)
+    window_tokens: Literal["newest", "mean"] = "newest"
+    pool: Literal["none", "mean2x2", "queries"] = "none"
+    pool_queries: int | None = Field(None, gt=0)
     project: bool = True
     projector_hidden: int | None = None
     projector_norm: NormKind | None = "rms"
     projector_norm_eps: float = 1e-5
+
+    @model_validator(mode="after")
+    def _pool_fits(self):
+        if (self.pool == "queries") != (self.pool_queries is not None):
+            raise ValueError(f"pool {self.pool!r} with pool_queries {self.pool_queries}: they belong together")
+        if self.pool == "mean2x2" and self.keep_prefix_tokens:
+            raise ValueError("pool mean2x2 with keep_prefix_tokens: class tokens have no place in the picture")
+        return self
 
 
 class MimiConfig(StrictModel):

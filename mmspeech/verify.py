@@ -91,7 +91,7 @@ def _compute(model: VisionSpeechModel, expected: dict[str, Tensor]) -> dict[str,
         return computed | {name.removeprefix("blind_"): value for name, value in computed.items()}
     features = expected[FEATURES].float()
     visual = model.see(features, torch.zeros(features.shape[0], dtype=torch.long))
-    computed["xa_source"] = model.projector(features)
+    computed["xa_source"] = model.project(features)[0]
     if len(visual.keys) == 1:
         computed |= {"xa_keys": visual.keys[0], "xa_values": visual.values[0]}
     return computed | dict(_generate(model, user_codes, visual))

@@ -22,6 +22,7 @@ from mmspeech.serve.session import ReplyWatch, Session, Transcript
 
 if TYPE_CHECKING:
     from mmspeech.checkpoint import Bundle
+    from mmspeech.vision.timeline import Timeline
 
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 _BLIND, _SEEING = (120, 120, 120), (80, 220, 255)  # colours of words with a closed and an open gate
@@ -34,6 +35,8 @@ class TalkOptions:
     audio: Path
     out: Path
     image: Path | None
+    video: Path | None
+    fps: float
     model: str | None
     stereo: bool
     seed: int
@@ -47,13 +50,16 @@ class TalkOptions:
 
 @dataclass
 class Talk:
-    """A finished call. question, reply: [N] of equal length, frame by frame; gates and step_sec: one per frame."""
+    """A finished call. question, reply: [N] of equal length, frame by frame; gates and step_sec: one per frame.
+
+    num_shown counts the pictures that entered from a timeline."""
 
     question: Tensor
     reply: Tensor
     transcript: Transcript
     gates: list[float] = field(default_factory=list)
     step_sec: list[float] = field(default_factory=list)
+    num_shown: int = 0
 
     def summary(self, model: str) -> dict[str, object]:
         """What --json prints."""
@@ -64,6 +70,7 @@ class Talk:
             "frames": len(self.step_sec),
             "rtf": round(sum(self.step_sec) / frames_to_seconds(len(self.step_sec)), 4),
             "step_ms": {name: round(float(np.percentile(step_ms, q)), 2) for name, q in (("p50", 50), ("p99", 99))},
+            "shown": self.num_shown,
             "model": model,
         }
 
@@ -82,25 +89,39 @@ def run_talk(options: TalkOptions) -> None:
         from mmspeech.vision.image import load_image
 
         picture = load_image(options.image)
+    timeline = None
+    if options.video is not None:
+        from mmspeech.vision.timeline import Timeline
+
+        timeline = Timeline(options.video, fps=options.fps)
     sampling = GenerationConfig(text_temperature=0, audio_temperature=0) if options.greedy else None
     console = Console(stderr=True)
     with opened_model(options.model, device=options.device, tensor_parallel=options.tensor_parallel) as bundle:
         session = Session(bundle, sampling, options.seed, picture)
-        talk = listen_and_reply(session, question, max_sec=options.max_sec, console=console)
+        talk = listen_and_reply(session, question, max_sec=options.max_sec, console=console, timeline=timeline)
     write_wav(options.out, torch.stack([talk.reply, talk.question]) if options.stereo else talk.reply)
     if options.plot is not None:
         from mmspeech.commands.plot import plot_talk
 
         plot_talk(talk, options.plot)
+    for problem in timeline.problems if timeline is not None else ():
+        console.print(f"dropped: {problem}", highlight=False, markup=False, soft_wrap=True)
     _tell(talk, bundle, options, console)
 
 
-def listen_and_reply(session: Session, question: Tensor, *, max_sec: float, console: Console) -> Talk:
-    """Feed question [N] frame by frame, then silence until the reply has ended, showing words as they come."""
+def listen_and_reply(
+    session: Session, question: Tensor, *, max_sec: float, console: Console, timeline: "Timeline | None" = None
+) -> Talk:
+    """Feed question [N] frame by frame, then silence until the reply has ended, showing words as they come.
+
+    Pictures of `timeline` are seen from their times on; while some are still to come, the call lasts up to `max_sec`
+    after the question.
+    """
     frames = torch.nn.functional.pad(question, (0, -len(question) % FRAME_SAMPLES)).view(-1, FRAME_SAMPLES)
     watch = ReplyWatch(question_sec=samples_to_seconds(len(question)), max_sec=max_sec)
     talk = Talk(question, question, Transcript())
     heard: list[Tensor] = []
+    longest_sec = samples_to_seconds(len(question)) + max_sec
     progress = Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[clock]}"), console=console
     )
@@ -110,6 +131,8 @@ def listen_and_reply(session: Session, question: Tensor, *, max_sec: float, cons
         while not ended:
             index = len(heard)
             began = time.perf_counter()
+            if timeline is not None:
+                talk.num_shown += _show_due(session, timeline, frames_to_seconds(index))
             out = session.step(frames[index] if index < len(frames) else torch.zeros(FRAME_SAMPLES))
             talk.step_sec.append(time.perf_counter() - began)
             heard.append(out.pcm)
@@ -118,12 +141,22 @@ def listen_and_reply(session: Session, question: Tensor, *, max_sec: float, cons
                 talk.transcript.add(out.text, start_sec=out.start_sec, gate=out.gate)
                 live.update(Group(coloured_words(talk.transcript), progress))
             ended = watch.add(out.pcm, has_text=out.text is not None)
-            clock = f"{frames_to_seconds(index + 1):.1f} s"
+            now_sec = frames_to_seconds(index + 1)
+            ended = ended and (timeline is None or now_sec >= min(timeline.duration_sec, longest_sec))
+            clock = f"{now_sec:.1f} s"
             description = "listening" if index < len(frames) else "replying"
             progress.update(bar, completed=min(index + 1, len(frames)), description=description, clock=clock)
     talk.reply = torch.cat(heard)
     talk.question = torch.nn.functional.pad(question, (0, len(talk.reply) - len(question)))
     return talk
+
+
+def _show_due(session: Session, timeline: "Timeline", now_sec: float) -> int:
+    """Show what enters before this step; of several, the model sees the newest."""
+    due = timeline.due(now_sec)
+    if due:
+        session.see(due[-1][1])
+    return len(due)
 
 
 def coloured_words(transcript: Transcript) -> Text:

@@ -1,15 +1,17 @@
-"""A frozen image tower behind one call, whoever made it: timm, transformers, or this project."""
+"""A frozen tower for pictures or clips behind one call, whoever made it: timm, transformers, or this project."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mmspeech.config import ConfigError, StrictModel, VisionConfig, parse_config, read_mapping
 from mmspeech.vision.hf import build_hf, describe_hf
 from mmspeech.vision.vit import PlainViT
 from mmspeech.vision.weights import load_weights, portable
+from mmspeech.vision.window import WindowState
 
 OWN_MEAN = OWN_STD = (0.5, 0.5, 0.5)
 TOWER_FILE = "tower.safetensors"
@@ -31,17 +33,43 @@ class VisionTower(nn.Module):
         self.dim = config.tower_dim
         self.image_size_px = config.image_size_px
         self.mean, self.std = config.mean, config.std
+        self.window_frames = config.window_frames
         self._run = run
         self.requires_grad_(False)
         self.eval()
 
-    def forward(self, pixels: Tensor, *, sizes_px: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self,
+        pixels: Tensor,
+        *,
+        sizes_px: Tensor | None = None,
+        window: WindowState | None = None,
+        at_sec: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """pixels [B, 3, H, W] -> features [B, S, D] and mask [B, S] bool (True: a token) or None when all are tokens.
 
         sizes_px [B, 2] long: height and width of each picture inside padded pixels, for towers with variable token
         counts (Pixtral, SigLIP2 NaFlex); other towers raise ConfigError.
+        A clip encoder gives the tokens of the newest frame of a window. With `window`, pixels are frames that come at
+        at_sec [B] and enter it. Without, pixels are whole windows [B, F, 3, H, W] (see `windows_of`), or stills, which
+        fill a window each.
         """
+        if self.window_frames is None:
+            if window is not None or pixels.dim() != 4:
+                raise ConfigError(f"{self.config.tower} sees one picture at a time, no windows; give it [B, 3, H, W]")
+        elif window is not None:
+            pixels = window.push(pixels, at_sec, fps=self.config.window_fps)
+        elif pixels.dim() == 4:
+            pixels = pixels[:, None].expand(-1, self.window_frames, -1, -1, -1)
         return self._run(self.model, pixels, sizes_px)
+
+    def init_window(self, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> WindowState | None:
+        """The empty windows of so many streams, for `forward`; None for towers that see one picture at a time."""
+        if self.window_frames is None:
+            return None
+        return WindowState.empty(
+            batch_size, window_frames=self.window_frames, size_px=self.image_size_px, device=device, dtype=dtype
+        )
 
     def weights(self) -> dict[str, Tensor]:
         """The weights under names that do not change with the library's version; `build_tower` reads them."""
@@ -71,6 +99,8 @@ def build_tower(
     config, weights = _resolve_directory(config, weights)
     load_published = pretrained and weights is None
     kind, _, name = config.tower.partition(":")
+    if kind != "hf" and (config.window_frames, config.window_fps) != (None, None):
+        raise ConfigError(f"{config.tower} sees one picture at a time; remove window_frames and window_fps")
     match kind:
         case "vit":
             model, run, found = _build_vit(config)
@@ -220,7 +250,6 @@ def _timm_cfg(name: str) -> Any:
 
 def _describe_timm(name: str) -> dict[str, Any]:
     import timm
-    import torch
 
     cfg = _timm_cfg(name)
     with torch.device("meta"):

@@ -1,4 +1,5 @@
-"""Image towers of transformers: SigLIP (also inside PaliGemma), SigLIP2, CLIP, DINOv2, Pixtral (also inside LLaVA)."""
+"""Towers of transformers: SigLIP (also inside PaliGemma), SigLIP2, CLIP, DINOv2, Pixtral (also inside LLaVA) for
+pictures; V-JEPA 2 and VideoMAE for windows of frames."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class _Family:
     call: Callable[..., tuple[Any, Tensor | None]]
     prefix_tokens: Callable[[Any], int] = lambda config: 0
     norm: str | None = None  # a final norm the tower itself leaves to the pooled vector
+    window: Callable[[Any], tuple[int, float]] | None = None  # clip encoders: frames and frames per second by default
+    unused: str | None = None  # a part that is left out
 
 
 def build_hf(config: VisionConfig, name: str, *, pretrained: bool):
@@ -42,20 +45,61 @@ def build_hf(config: VisionConfig, name: str, *, pretrained: bool):
     model_class = getattr(transformers, family.class_name)
     if hasattr(vision, "vision_use_head"):
         vision.vision_use_head = False  # the pooling head is not used
+    window = _window(config, vision, family, name)
     model = model_class(vision)
+    if family.unused is not None:
+        setattr(model, family.unused, nn.Identity())
     if pretrained:
         _load_published(model, model_class, name, inside=whole is not vision)
     mean, std = _statistics(name, family)
     run = _runner(family, feature_layer=config.feature_layer, keep_prefix_tokens=config.keep_prefix_tokens)
+    if window:
+        run = _newest(run, steps=window["window_frames"] // vision.tubelet_size, take=config.window_tokens)
     args = config.tower_args or _plain(vision)
-    return model, run, {"tower_dim": vision.hidden_size, "tower_args": args, "mean": mean, "std": std}
+    return model, run, {"tower_dim": vision.hidden_size, "tower_args": args, "mean": mean, "std": std, **window}
 
 
 def describe_hf(name: str) -> dict[str, Any]:
     """tower_dim, image_size_px, mean and std of a published tower."""
     _, vision = _published_config(name)
     mean, std = _statistics(name, _family(vision, name))
-    return {"tower_dim": vision.hidden_size, "image_size_px": vision.image_size, "mean": mean, "std": std}
+    return {"tower_dim": vision.hidden_size, "image_size_px": _size_px(vision), "mean": mean, "std": std}
+
+
+def _size_px(vision: Any) -> int:
+    return vision.crop_size if vision.model_type == "vjepa2" else vision.image_size
+
+
+def _window(config: VisionConfig, vision: Any, family: _Family, name: str) -> dict[str, Any]:
+    """window_frames and window_fps of a clip encoder, checked; nothing for image towers."""
+    if family.window is None:
+        if (config.window_frames, config.window_fps) != (None, None):
+            raise ConfigError(f"hf:{name} sees one picture at a time; remove window_frames and window_fps")
+        return {}
+    frames, fps = family.window(vision)
+    window_frames = frames if config.window_frames is None else config.window_frames
+    if vision.model_type == "videomae" and window_frames != frames:
+        raise ConfigError(f"hf:{name} looks at {frames} frames; set window_frames to {frames}, not {window_frames}")
+    if window_frames % vision.tubelet_size:
+        raise ConfigError(
+            f"hf:{name} takes frames {vision.tubelet_size} at a time; window_frames {window_frames} is no multiple"
+        )
+    if config.image_size_px != _size_px(vision):
+        raise ConfigError(
+            f"hf:{name} takes frames of {_size_px(vision)} px only; set image_size_px to that, "
+            f"not {config.image_size_px}"
+        )
+    return {"window_frames": window_frames, "window_fps": fps if config.window_fps is None else config.window_fps}
+
+
+def _newest(run: Callable[..., Any], *, steps: int, take: str) -> Callable[..., Any]:
+    """Tokens of all steps of time [B, steps * S, D] -> those of the newest frame [B, S, D]."""
+
+    def run_window(model: nn.Module, frames: Tensor, sizes_px: Tensor | None) -> tuple[Tensor, None]:
+        by_step = run(model, frames, sizes_px)[0].unflatten(1, (steps, -1))
+        return by_step[:, -1] if take == "newest" else by_step.mean(dim=1), None
+
+    return run_window
 
 
 def _runner(family: _Family, *, feature_layer: int | None, keep_prefix_tokens: bool):
@@ -71,17 +115,27 @@ def _runner(family: _Family, *, feature_layer: int | None, keep_prefix_tokens: b
     return run
 
 
-def _call_positions(model: nn.Module, pixels: Tensor, sizes_px: Tensor | None, hidden: bool):
-    """Towers with learned positions, resized (bicubic, align_corners False, no antialias) for other sizes."""
+def _refuse_sizes(sizes_px: Tensor | None) -> None:
     if sizes_px is not None:
         raise ConfigError("sizes_px was given, but this tower takes whole pictures of one size only; leave it out")
+
+
+def _call_positions(model: nn.Module, pixels: Tensor, sizes_px: Tensor | None, hidden: bool):
+    """Towers with learned positions, resized (bicubic, align_corners False, no antialias) for other sizes."""
+    _refuse_sizes(sizes_px)
     return model(pixel_values=pixels, interpolate_pos_encoding=True, output_hidden_states=hidden), None
 
 
-def _call_dinov2(model: nn.Module, pixels: Tensor, sizes_px: Tensor | None, hidden: bool):
-    if sizes_px is not None:
-        raise ConfigError("sizes_px was given, but this tower takes whole pictures of one size only; leave it out")
+def _call_plain(model: nn.Module, pixels: Tensor, sizes_px: Tensor | None, hidden: bool):
+    """DINOv2, and VideoMAE with windows [B, F, 3, H, W]."""
+    _refuse_sizes(sizes_px)
     return model(pixel_values=pixels, output_hidden_states=hidden), None
+
+
+def _call_vjepa2(model: nn.Module, frames: Tensor, sizes_px: Tensor | None, hidden: bool):
+    """frames [B, F, 3, H, W]."""
+    _refuse_sizes(sizes_px)
+    return model(pixel_values_videos=frames, skip_predictor=True, output_hidden_states=hidden), None
 
 
 def _call_pixtral(model: nn.Module, pixels: Tensor, sizes_px: Tensor | None, hidden: bool):
@@ -142,11 +196,19 @@ _FAMILIES = {
     "siglip_vision_model": _Family("SiglipVisionModel", _HALF, _call_positions),
     "siglip2_vision_model": _Family("Siglip2VisionModel", _HALF, _call_siglip2),
     "clip_vision_model": _Family("CLIPVisionModel", _CLIP, _call_positions, lambda config: 1, "post_layernorm"),
-    "dinov2": _Family("Dinov2Model", _IMAGENET, _call_dinov2, lambda config: 1),
+    "dinov2": _Family("Dinov2Model", _IMAGENET, _call_plain, lambda config: 1),
     "dinov2_with_registers": _Family(
-        "Dinov2WithRegistersModel", _IMAGENET, _call_dinov2, lambda config: 1 + config.num_register_tokens
+        "Dinov2WithRegistersModel", _IMAGENET, _call_plain, lambda config: 1 + config.num_register_tokens
     ),
     "pixtral": _Family("PixtralVisionModel", _CLIP, _call_pixtral),
+    "vjepa2": _Family(
+        "VJEPA2Model",
+        _IMAGENET,
+        _call_vjepa2,
+        window=lambda config: (min(16, config.frames_per_clip), 4.0),
+        unused="predictor",
+    ),
+    "videomae": _Family("VideoMAEModel", _IMAGENET, _call_plain, window=lambda config: (config.num_frames, 6.25)),
 }
 
 
@@ -210,7 +272,8 @@ def _load_published(model: nn.Module, model_class: type, name: str, *, inside: b
     missing = sorted(report["missing_keys"])
     if missing:
         raise ConfigError(f"hf:{name}: its weights lack {', '.join(missing[:4])}; it is not a complete tower")
-    model.load_state_dict(published.state_dict())
+    own = model.state_dict().keys()  # without the part that is left out
+    model.load_state_dict({key: value for key, value in published.state_dict().items() if key in own})
 
 
 def _tensors_inside(name: str) -> dict[str, Tensor]:

@@ -12,7 +12,14 @@ from mmspeech.config import ConfigError
 # transformers before version 5.
 _PREFIX = re.compile(r"^(?:.*\.)?(?:vision_tower|vision_model|vision_encoder|image_prefix\.enc\.model)\.")
 # Parts that make one vector of a picture, or are counted anew: never used here, so a file may hold them or not.
-_UNUSED = ("head.", "attn_pool.", "embeddings.position_ids", "embeddings.mask_token", "visual_projection.")
+_UNUSED = (
+    "head.",
+    "attn_pool.",
+    "embeddings.position_ids",
+    "embeddings.mask_token",
+    "visual_projection.",
+    "predictor.",
+)
 
 
 def portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
