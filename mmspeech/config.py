@@ -84,6 +84,11 @@ class FusionConfig(StrictModel):
     speech model from untrained adapters; above 0 it begins open, and a small model learns to see much sooner.
     `source_dim`: width of the visual tokens the projections read (None: the model's width, one fused matrix in files).
     `shared_gate`: one gate for all layers, times a per-layer scalar.
+
+    `memory_frames`: how many of the newest pictures or frames are seen; each new one takes the place of the oldest.
+    `age_buckets`: keys carry how long ago their frame came, in so many steps that grow with the age (0: they do not).
+    `summary_slots`: what leaves memory is not lost at once: each `summary_group` frames in turn become one, their mean,
+    and the last `summary_slots` of these are seen beside the newest frames.
     """
 
     layers: tuple[int, ...] | None = None
@@ -93,6 +98,18 @@ class FusionConfig(StrictModel):
     gate_shift: float = -4.0
     shared_gate: bool = False
     source_dim: int | None = None
+    memory_frames: int = Field(1, gt=0)
+    age_buckets: int = Field(0, ge=0)
+    summary_slots: int = Field(0, ge=0)
+    summary_group: int = Field(4, gt=0)
+
+    @model_validator(mode="after")
+    def _ages_differ(self):
+        if self.age_buckets and self.memory_frames + self.summary_slots == 1:
+            raise ValueError(
+                "age_buckets without memory: the age of a single frame changes nothing; set memory_frames above 1"
+            )
+        return self
 
 
 class LMConfig(StrictModel):

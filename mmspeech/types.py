@@ -1,7 +1,7 @@
 """Records that cross folders. B batch, T frames (12.5 Hz), N samples, K codebooks, S visual tokens, D width."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,14 +12,18 @@ class VisualContext:
     """What is seen, as keys and values ready for attention.
 
     keys, values: one pair for all layers (shared projections) or one per looking layer; each [B, S, D].
-    onset_frames: [B, S] long: the first position (frame of the call) that may look at a token.
-    A token no position may see (padding, or a row without a picture) has onset NEVER. at_once: all tokens of a row have
-    the same onset (a promise, which spares attention its mask).
+    onset_frames, until_frames: [B, S] long: the positions (frames of the call) that may look at a token, from the first
+    up to, not including, the last; until_frames None: no token ever leaves. A token no position may see (padding, or a
+    row without a picture) has onset NEVER. stamp_frames [B, S] long: what a token's age counts from, where that is not
+    its onset (None: it is). at_once: all tokens of a row have the same onset and none leaves (a promise, which spares
+    attention its mask).
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     onset_frames: Tensor
+    until_frames: Tensor | None = None
+    stamp_frames: Tensor | None = None
     at_once: bool = False
 
     NEVER = torch.iinfo(torch.int64).max
@@ -27,10 +31,16 @@ class VisualContext:
 
 @dataclass
 class Visual:
-    """One picture of a sample: encoded image bytes (PNG, JPEG ...) and when it appears."""
+    """A picture or a clip of a sample.
 
-    image: bytes
+    data: an encoded picture (PNG, JPEG ...), seen from start_sec on, or a whole encoded clip (mp4 ...), whose frames
+    are seen from start_sec + k / fps on.
+    """
+
+    data: bytes
     start_sec: float = 0.0
+    kind: Literal["image", "clip"] = "image"
+    fps: float = 2.0
 
 
 @dataclass
@@ -64,9 +74,10 @@ class Batch:
 
     codes: [B, 1 + 2K, T] long, aligned in time (undelayed): text, own codebooks, user codebooks; -1 is "nothing here"
     (embedded as zeros, never a target). text_weight [B, T] and audio_weight [B, T]: float loss weights per frame.
-    pixels: [P, 3, H, W] float or None: the batch's pictures; picture_rows [P] long says which row each belongs to
-    and onset_frames [P] long from which frame on it is seen. picture_keys name the pictures' content; features
-    [P, S, Dv] (with features_mask [P, S] bool or None), when set, stand for what the tower makes of the pixels.
+    pixels: [P, 3, H, W] float or None: the batch's pictures and frames of clips; picture_rows [P] long says which row
+    each belongs to and onset_frames [P] long from which frame on it is seen (negative: since before the row begins).
+    picture_keys name the pictures' content; features [P, S, Dv] (with features_mask [P, S] bool or None), when set,
+    stand for what the tower makes of the pixels.
     seed: of what the loss draws at random (None: from torch's own state).
     """
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from mmspeech.config import GenerationConfig
+from mmspeech.lm.ring import VisualRing
 from mmspeech.types import FrameOut, VisualContext
+from mmspeech.vision.memory import Memory
 
 if TYPE_CHECKING:
     from mmspeech.lm.model import DuplexLM
@@ -57,6 +59,7 @@ class FrameGenerator:
         self.state = lm.init_state(batch_size)
         self.depth_state = lm.depth.init_state(batch_size)
         self.visual: VisualContext | None = None
+        self.ring: VisualRing | None = None
         self.trace: StepTrace | None = None
         # Window columns: `now` is read by the next step; the ones before it wait to be returned.
         self.now = max(layout.max_delay - 1, 0)
@@ -80,13 +83,36 @@ class FrameGenerator:
         self.reset()
 
     def see(self, visual: VisualContext | None) -> None:
-        """Look at `visual` from the next step on; None: at nothing. Its onsets count the steps of each row."""
+        """Look at `visual` from the next step on, whatever was shown before; None: at nothing.
+
+        It is all that a call will ever see, known beforehand; its onsets count the steps of each row.
+        """
+        self._empty_ring()
         self.visual = visual
+
+    @torch.no_grad()
+    def show(self, frame: VisualContext, rows: Sequence[int]) -> None:
+        """A new picture for each of `rows`, seen from the next step on beside the last ones the model remembers.
+
+        frame: what the model's `see` made of them, [R, S, D]; its onsets count only where they are NEVER.
+        """
+        if self.ring is None:
+            self.ring = VisualRing(frame, batch_size=self.batch_size, memory=Memory.of(self.lm.config.fusion))
+        self.ring.add(frame, rows, self.state.offset[torch.as_tensor(rows, device=self.state.offset.device)])
+        self.visual = self.ring.context
+
+    def forget(self, rows: Tensor | None = None) -> None:
+        """Whatever was shown to all rows, or to those where `rows` [B] bool is true, is not seen any more."""
+        self._empty_ring(rows)
+
+    def _empty_ring(self, rows: Tensor | None = None) -> None:
+        if self.ring is not None:
+            self.ring.forget(rows)
 
     def reset(self, rows: Tensor | None = None, *, seeds: Sequence[int] | None = None) -> None:
         """Start over: all rows, or those where `rows` [B] bool is true; `seeds` (one per row of the batch) for them.
 
-        What is seen stays; give `see` something else if it should not.
+        What was shown to them is forgotten; what was given to `see` stays.
         """
         self.seeds = self.seeds if seeds is None else list(seeds)
         chosen = range(self.batch_size) if rows is None else rows.nonzero()[:, 0].tolist()
@@ -96,6 +122,7 @@ class FrameGenerator:
             self.window[row] = self.initial[:, None]
             self.gates[row] = 0
         self.state.reset(rows)
+        self._empty_ring(rows)
 
     @torch.no_grad()
     def step(self, user_codes: Tensor, *, text_ids: Tensor | None = None) -> FrameOut | None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmspeech.config import LMConfig
 from mmspeech.lm.model import DuplexLM, VisionSpeechModel
+from mmspeech.lm.sight import see_calls
 from mmspeech.lm.temporal import LMOut
 from mmspeech.types import Batch, VisualContext
 
@@ -98,33 +99,22 @@ def _gate_metrics(out: LMOut, layers: tuple[int, ...]) -> dict[str, Tensor]:
 
 
 def see_batch(model: VisionSpeechModel, batch: Batch) -> VisualContext:
-    """What each row of a batch sees: its pictures side by side; rows without one see nothing.
+    """What each row of a batch sees: its pictures side by side in the order they come; rows without one see nothing.
 
     A batch without any picture gets one token that no frame ever sees, so that every batch runs through the same
     modules: processes that share their gradients or parameters wait for each other in each of them.
     """
     if batch.pixels is None:
         nothing = torch.zeros(batch.codes.shape[0], 1, model.config.vision.tower_dim, device=batch.codes.device)
-        return model.see(nothing, torch.full(nothing.shape[:2], VisualContext.NEVER, device=nothing.device))
+        return model.see(nothing, torch.full(nothing.shape[:1], VisualContext.NEVER, device=nothing.device))
     features, mask = batch.features, batch.features_mask
     if features is None:
         if model.tower is None:
             raise ValueError("the batch has pictures but the model has no vision tower: load one, or drop the pictures")
         with torch.no_grad():
             features, mask = model.tower(batch.pixels)
-    batch_size, (pictures, tokens) = batch.codes.shape[0], features.shape[:2]
-    rows = batch.picture_rows
-    # The n-th picture of its row goes to place n.
-    same = rows[:, None] == rows
-    place = (same & torch.ones_like(same).tril(-1)).sum(dim=1)
-    count = int(place.max()) + 1 if pictures else 1
-    seen = features.new_zeros(batch_size, count, *features.shape[1:])
-    seen[rows, place] = features
-    onset = torch.full((batch_size, count, tokens), VisualContext.NEVER, device=features.device)
-    own = batch.onset_frames[:, None].expand(pictures, tokens)
-    onset[rows, place] = own if mask is None else own.masked_fill(~mask, VisualContext.NEVER)
-    visual = model.see(seen.flatten(1, 2), onset.flatten(1, 2))
-    return replace(visual, at_once=count == 1 and mask is None)
+    rows, onset = batch.picture_rows, batch.onset_frames
+    return see_calls(model, features, rows, onset, batch_size=batch.codes.shape[0], mask=mask)
 
 
 def _text_loss(

@@ -85,17 +85,24 @@ class VisionSpeechModel(nn.Module):
             self.projector = build_projector(config.vision, dim=width)
 
     def see(self, features: Tensor, onset_frames: Tensor, mask: Tensor | None = None) -> VisualContext:
-        """Tower features [B, S, Dv] -> keys and values for the LM, seen from frame `onset_frames` [B] or [B, S] on.
+        """Tower features [B, S, Dv] of one picture for each row -> keys and values for the LM, seen from frame
+        `onset_frames` [B] on. `mmspeech.lm.sight.see_calls` does it for rows with several pictures.
 
         Tokens where `mask` [B, S] is false are never seen. Raises ValueError for a model without vision.
         """
-        if self.projector is None:
-            raise ValueError("this model has no vision; give its configuration `vision` and `lm.fusion`")
-        keys, values = self.lm.temporal.fusion.keys_values(self.projector(features))
-        onset = onset_frames if onset_frames.dim() == 2 else onset_frames[:, None].expand(features.shape[:2])
+        tokens, mask = self.project(features, mask)
+        keys, values = self.lm.temporal.fusion.keys_values(tokens)
+        onset = onset_frames[:, None].expand(tokens.shape[:2])
         if mask is not None:
             onset = onset.masked_fill(~mask, VisualContext.NEVER)
         return VisualContext(keys, values, onset)
+
+    def project(self, features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Tower features [B, S, Dv] of single pictures -> visual tokens [B, S', D] and which of them are there [B, S']
+        (None: all). Raises ValueError for a model without vision."""
+        if self.projector is None:
+            raise ValueError("this model has no vision; give its configuration `vision` and `lm.fusion`")
+        return self.projector(features), mask
 
     def generator(
         self, batch_size: int, *, sampling: GenerationConfig, seed: int | Sequence[int] = 0
@@ -197,6 +204,7 @@ def _build_fusion(config: FusionConfig, temporal: TransformerConfig) -> Fusion:
         gate_hidden=temporal.dim // 8 if config.gate_hidden is None else config.gate_hidden,
         gate_shift=config.gate_shift,
         shared_gate=config.shared_gate,
+        age_buckets=config.age_buckets,
         norm=temporal.norm,
         norm_eps=temporal.norm_eps,
     )

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmspeech.nn.cross_attention import Fusion, sight_of
+from mmspeech.nn.cross_attention import Fusion
 from mmspeech.nn.layers import build_norm
 from mmspeech.nn.transformer import Transformer, TransformerState
 from mmspeech.types import VisualContext
@@ -112,7 +112,7 @@ class TemporalTransformer(nn.Module):
         def between(layer: int, x: Tensor, positions: Tensor) -> Tensor:
             nonlocal gate, sight
             if sight is None:
-                sight = sight_of(visual, positions)
+                sight = self.fusion.sight(visual, positions)
             x, openness = self.fusion(layer, x, sight)
             if openness is not None:
                 opened[layer] = openness

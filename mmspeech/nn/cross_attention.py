@@ -16,26 +16,44 @@ GATE_KINDS = ("sigmoid", "tanh", "scalar_sigmoid", "scalar_tanh", "none")
 class CrossProjections(nn.Module):
     """Queries from steps [B, T, D]; keys and values (rows of `kv_proj` in that order) from visual tokens [B, S, Ds].
 
-    It has as many heads as its projections have rows for, as self-attention.
+    It has as many heads as its projections have rows for, as self-attention. With `age_buckets` a key also carries how
+    long ago it came: what `age` makes of that bucket is added to it for each step. Zeros at first.
     """
 
-    def __init__(self, *, dim: int, num_heads: int, source_dim: int):
+    def __init__(self, *, dim: int, num_heads: int, source_dim: int, age_buckets: int = 0):
         super().__init__()
         self.head_dim = dim // num_heads
         self.q_proj = nn.Linear(dim, dim, bias=False)
         self.kv_proj = nn.Linear(source_dim, 2 * dim, bias=False)
         self.out_proj = nn.Linear(dim, dim, bias=False)
+        # A table, as a matrix: split over processes by heads like the other projections.
+        self.age = nn.Linear(age_buckets, dim, bias=False) if age_buckets else None
+        if self.age is not None:
+            nn.init.zeros_(self.age.weight)
 
     def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = self.kv_proj(source).chunk(2, dim=-1)
         return keys, values
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None, ages: Tensor | None = None
+    ) -> Tensor:
+        """x [B, T, D], keys and values [B, S, D], mask [B, 1, T, S] bool, ages [B, T, S] long (buckets) -> [B, T, D]."""
         query, keys, values = (
             y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in (self.q_proj(x), keys, values)
         )
-        y = F.scaled_dot_product_attention(query.to(keys.dtype), keys, values, attn_mask=mask)
+        query = query.to(keys.dtype)
+        if self.age is not None:
+            mask = self._age_logits(query, ages).masked_fill(~mask, -torch.inf)
+        y = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         return self.out_proj(y.transpose(1, 2).flatten(2).to(x.dtype))
+
+    def _age_logits(self, query: Tensor, ages: Tensor) -> Tensor:
+        """query [B, H, T, Dh] and ages [B, T, S] -> what the age of a key adds to each logit, [B, H, T, S]."""
+        buckets = torch.eye(self.age.in_features, device=query.device, dtype=query.dtype)
+        table = self.age(buckets).unflatten(-1, (-1, self.head_dim)).permute(1, 2, 0)
+        by_bucket = (query @ table.to(query.dtype)) * self.head_dim**-0.5
+        return by_bucket.gather(-1, ages[:, None].expand(-1, query.shape[1], -1, -1))
 
 
 class Gate(nn.Module):
@@ -63,7 +81,8 @@ class Gate(nn.Module):
 
 @dataclass(frozen=True)
 class Sight:
-    """What the steps of one forward see: mask [B, 1, T, S] and blind [B, T, 1], true where a step sees nothing.
+    """What the steps of one forward see: mask [B, 1, T, S] and blind [B, T, 1], true where a step sees nothing; ages
+    [B, T, S] long: the bucket of how long ago a token came, where keys carry that.
 
     A blind step attends to everything, so that its softmax is finite, and its update is dropped. Where each row's
     tokens come at once, a step sees all of them or is blind, and there is no mask.
@@ -72,21 +91,41 @@ class Sight:
     context: VisualContext
     mask: Tensor | None
     blind: Tensor
+    ages: Tensor | None = None
 
 
-def sight_of(context: VisualContext, positions: Tensor) -> Sight:
-    """Match tokens [B, S] with positions [B or 1, T]: a token is seen from its onset on."""
-    if context.at_once:
-        return Sight(context, None, (context.onset_frames[:, None, 0] > positions)[..., None])
-    visible = context.onset_frames[:, None, :] <= positions[:, :, None]
+def sight_of(context: VisualContext, positions: Tensor, *, age_starts: Tensor | None = None) -> Sight:
+    """Match tokens [B, S] with positions [B or 1, T]: a token is seen from its onset on, until it leaves.
+
+    age_starts: the age in frames at which each bucket begins, ascending from 0.
+    """
+    onset, until = context.onset_frames, context.until_frames
+    if context.at_once and age_starts is None:
+        return Sight(context, None, (onset[:, None, 0] > positions)[..., None])
+    visible = onset[:, None, :] <= positions[:, :, None]
+    if until is not None:
+        visible = visible & (positions[:, :, None] < until[:, None, :])
     blind = ~visible.any(dim=-1, keepdim=True)
-    return Sight(context, (visible | blind)[:, None], blind)
+    ages = None
+    if age_starts is not None:
+        stamps = onset if context.stamp_frames is None else context.stamp_frames
+        age = (positions[:, :, None] - stamps[:, None, :]).clamp(min=0)
+        ages = torch.bucketize(age, age_starts, right=True) - 1
+    return Sight(context, (visible | blind)[:, None], blind, ages)
+
+
+def age_bucket_starts(count: int) -> list[int]:
+    """The first age in frames of each of `count` buckets: single frames at first, then two to an octave."""
+    starts: list[int] = []
+    for k in range(count):
+        starts.append(0 if k == 0 else max(starts[-1] + 1, round(2 ** ((k - 1) / 2))))
+    return starts
 
 
 class Fusion(nn.Module):
     """Norm, cross-attention and gate of every layer that looks (`layers`, indices into the transformer).
 
-    `shared`: one set of projections for all of them; `shared_gate`: one gate for all, and if both are shared one
+    `shared`: one set of projections for all of them; `age_buckets`: see CrossProjections; `shared_gate`: one gate for all, and if both are shared one
     learned factor per layer. Nothing is added where nothing is seen, to the bit. `gated_layers`: those with a gate.
     """
 
@@ -102,6 +141,7 @@ class Fusion(nn.Module):
         gate_hidden: int,
         gate_shift: float,
         shared_gate: bool = False,
+        age_buckets: int = 0,
         norm: str = "rms",
         norm_eps: float = 1e-8,
     ):
@@ -110,8 +150,11 @@ class Fusion(nn.Module):
         count = len(self.place)
         self.norms = nn.ModuleList(build_norm(norm, dim, eps=norm_eps) for _ in range(count))
         self.projections = nn.ModuleList(
-            CrossProjections(dim=dim, num_heads=num_heads, source_dim=source_dim) for _ in range(1 if shared else count)
+            CrossProjections(dim=dim, num_heads=num_heads, source_dim=source_dim, age_buckets=age_buckets)
+            for _ in range(1 if shared else count)
         )
+        starts = torch.tensor(age_bucket_starts(age_buckets)) if age_buckets else None
+        self.register_buffer("age_starts", starts, persistent=False)
         num_gates = 0 if gate == "none" else 1 if shared_gate else count
         self.gates = nn.ModuleList(
             Gate(dim=dim, kind=gate, hidden=gate_hidden, shift=gate_shift) for _ in range(num_gates)
@@ -124,15 +167,18 @@ class Fusion(nn.Module):
         keys, values = zip(*(projection.keys_values(source) for projection in self.projections), strict=True)
         return keys, values
 
+    def sight(self, context: VisualContext, positions: Tensor) -> Sight:
+        """What steps at `positions` [B or 1, T] see of `context`."""
+        return sight_of(context, positions, age_starts=self.age_starts)
+
     def forward(self, layer: int, x: Tensor, sight: Sight) -> tuple[Tensor, Tensor | None]:
         """x [B, T, D] of a layer -> x with what it sees, and the mean gate [B, T] (None without gates)."""
         if layer not in self.place:
             return x, None
         i = self.place[layer]
         own, own_gate = i % len(self.projections), i % max(len(self.gates), 1)
-        update = self.projections[own](
-            self.norms[i](x), sight.context.keys[own], sight.context.values[own], mask=sight.mask
-        )
+        keys, values = sight.context.keys[own], sight.context.values[own]
+        update = self.projections[own](self.norms[i](x), keys, values, mask=sight.mask, ages=sight.ages)
         openness = None
         if len(self.gates):
             gate = self.gates[own_gate](update)

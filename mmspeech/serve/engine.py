@@ -7,21 +7,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mmspeech.config import ConfigError, GenerationConfig
+from mmspeech.config import GenerationConfig
 from mmspeech.frames import FRAME_RATE_HZ, FRAME_SAMPLES, samples_to_seconds
-from mmspeech.types import FrameOut, VisualContext
+from mmspeech.serve.eyes import FrameCounts, FrameInbox, check_sight, look
+from mmspeech.types import FrameOut
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from mmspeech.checkpoint import Bundle
-
+    from mmspeech.serve.eyes import Picture
 
 _SMALL_PARAMETERS = 100_000_000
-
-
-class SightError(ConfigError):
-    """A picture was shown to a model that cannot see; the message is one line."""
 
 
 @dataclass
@@ -39,7 +34,8 @@ class CallOut:
 
 
 class CallBatch:
-    """B calls that began together. Step it with 1920 samples of every caller; `see` shows pictures at any time.
+    """B calls that began together. Step it with 1920 samples of every caller; `see` and `show` give them pictures at
+    any time.
 
     `sampling` None takes the checkpoint's own. `seed` is one number or one per call; the same seed and input give the
     same call on the same machine.
@@ -61,16 +57,45 @@ class CallBatch:
         self.encoder_state = bundle.codec.init_encoder_state(batch_size)
         self.decoder_state = bundle.codec.init_decoder_state(batch_size)
         self.steps = 0
+        self._inboxes = [FrameInbox() for _ in range(batch_size)]
 
-    @torch.no_grad()
-    def see(self, pictures: Sequence["Image | None"]) -> None:
-        """Show each call its picture (None: nothing to see) from the next step on; replaces what was shown before."""
+    @property
+    def frame_counts(self) -> list[FrameCounts]:
+        """What became of the pictures shown to each call."""
+        return [inbox.counts for inbox in self._inboxes]
+
+    def see(self, pictures: Sequence["Picture | None"], *, at_sec: float | None = None) -> None:
+        """Show each call a picture (PIL, or the bytes of a file); a call that gets None sees nothing from now on.
+
+        It enters at the first step at or after `at_sec` (None: the next step), beside the last ones that the model
+        remembers. At most one waits for a call, the newest; others are dropped, and so are pictures that cannot be read
+        (see `frame_counts`). SightError for a model without eyes.
+        """
         if len(pictures) != self.batch_size:
             raise ValueError(f"expected {self.batch_size} pictures (or None), one per call, got {len(pictures)}")
         if all(picture is None for picture in pictures):
-            self.generator.see(None)
+            self.forget()
             return
-        self.generator.see(look(self.bundle, pictures, onset_frame=self.steps))
+        check_sight(self.bundle)
+        for row, picture in enumerate(pictures):
+            if picture is None:
+                self.forget([row])
+            else:
+                self.show(picture, row, at_sec=at_sec)
+
+    def show(self, picture: "Picture", row: int, *, at_sec: float | None = None) -> None:
+        """As `see`, for one call; the others go on as they are."""
+        check_sight(self.bundle)
+        self._inboxes[row].put(picture, at_sec=at_sec, step=self.generator.steps[row])
+
+    def forget(self, rows: Sequence[int] | None = None) -> None:
+        """Those calls (None: all) see nothing from the next step on, until something is shown again."""
+        chosen = range(self.batch_size) if rows is None else rows
+        for row in chosen:
+            self._inboxes[row].clear(step=self.generator.steps[row])
+        forgetting = torch.zeros(self.batch_size, dtype=torch.bool)
+        forgetting[list(chosen)] = True
+        self.generator.forget(forgetting)
 
     def step(self, pcm: Tensor) -> CallOut:
         """Advance by one frame. pcm: [B, 1920] float at 24 kHz, what the callers said in these 80 ms."""
@@ -87,8 +112,16 @@ class CallBatch:
     @torch.no_grad()
     def think(self, codes: Tensor) -> FrameOut | None:
         """The callers' codes [B, K] -> the model's next frame, None while the delayed streams fill."""
+        self._look()
         self.steps += 1
         return self.generator.step(codes)
+
+    def _look(self) -> None:
+        """Take in the pictures whose time has come."""
+        taken = {row: inbox.take(step=self.generator.steps[row]) for row, inbox in enumerate(self._inboxes)}
+        due = {row: picture for row, picture in taken.items() if picture is not None}
+        if due:
+            self.generator.show(look(self.bundle, list(due.values())), list(due))
 
     @torch.no_grad()
     def speak(self, out: FrameOut | None) -> Tensor:
@@ -103,27 +136,6 @@ class CallBatch:
         """When the sound of the frame given by the latest step begins, on the clock of the call."""
         delay_sec = samples_to_seconds(self.bundle.codec.decoder_delay_samples)
         return (self.steps - 1) / FRAME_RATE_HZ + delay_sec
-
-
-def look(bundle: "Bundle", pictures: Sequence["Image | None"], *, onset_frame: int) -> VisualContext:
-    """Keys and values [B, S, D] of pictures; rows without one see nothing. SightError for a model without eyes."""
-    from mmspeech.vision.image import to_pixels
-
-    model, vision = bundle.model, bundle.config.vision
-    if vision is None or model.tower is None:
-        raise SightError(f"{bundle.path}: this model cannot see (no vision tower); leave the picture out")
-    weight = next(model.lm.parameters())
-    rows = [row for row, picture in enumerate(pictures) if picture is not None]
-    pixels = torch.stack(
-        [to_pixels(pictures[row], vision.image_size_px, model.tower.mean, model.tower.std) for row in rows]
-    )
-    seen, seen_mask = model.tower(pixels.to(device=weight.device, dtype=weight.dtype))
-    features = seen.new_zeros(len(pictures), *seen.shape[1:])
-    features[rows] = seen
-    mask = torch.zeros(features.shape[:2], dtype=torch.bool, device=weight.device)
-    mask[rows] = True if seen_mask is None else seen_mask
-    onset = torch.full((len(pictures),), onset_frame, dtype=torch.long, device=weight.device)
-    return model.see(features, onset, mask=mask)
 
 
 def settle_threads(model: nn.Module, *, num_processes: int = 1) -> None:

@@ -1,8 +1,9 @@
 """One conversation, or a batch of them, with a model that DeepSpeed has split over N processes.
 
 Rank 0 owns the conversation: sound, codec, vision tower, sampling, text, files. The other ranks hold their share of the
-weights and of the streaming states (their heads), and repeat what rank 0 does to its generator, call by call: `look`
-(tower features of new pictures), `open`, `see`, `reset`, `step` (the callers' codes), `stop`. Within a step all ranks
+weights and of the streaming states (their heads; what is seen too), and repeat what rank 0 does to its generator, call
+by call: `look` (tower features of new pictures), `open`, `see`, `show`, `forget`, `reset`, `step` (the callers' codes),
+`stop`. Within a step all ranks
 compute together, and every id that is drawn is rank 0's.
 
     with split_model("CHECKPOINT", num_ranks=2, device="cuda") as bundle:
@@ -89,6 +90,17 @@ class SplitGenerator(FrameGenerator):
         self._lead.tell("see", self.key, None if visual is None else visual.key)
         super().see(visual)
 
+    def show(self, frame: VisualContext, rows: Sequence[int]) -> None:
+        if not isinstance(frame, SplitContext):
+            raise ValueError("a split model looks at what its own `see` made")
+        self._lead.tell("show", self.key, frame.key, list(rows))
+        super().show(frame, rows)
+
+    def forget(self, rows: Tensor | None = None) -> None:
+        if self._lead is not None:
+            self._lead.tell("forget", self.key, rows)
+        super().forget(rows)
+
     def reset(self, rows: Tensor | None = None, *, seeds: Sequence[int] | None = None) -> None:
         if self._lead is not None:
             self._lead.tell("reset", self.key, rows, seeds)
@@ -163,6 +175,12 @@ class Follower:
 
     def _see(self, key: int, context: int | None) -> None:
         self.things[key].see(None if context is None else self.things[context])
+
+    def _show(self, key: int, frame: int, rows: list[int]) -> None:
+        self.things[key].show(self.things[frame], rows)
+
+    def _forget(self, key: int, rows: Tensor | None) -> None:
+        self.things[key].forget(rows)
 
     def _reset(self, key: int, rows: Tensor | None, seeds: Sequence[int] | None) -> None:
         self.things[key].reset(rows, seeds=seeds)

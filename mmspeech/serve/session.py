@@ -9,11 +9,12 @@ from torch import Tensor
 from mmspeech.config import GenerationConfig
 from mmspeech.frames import FRAME_RATE_HZ
 from mmspeech.serve.engine import CallBatch
+from mmspeech.serve.eyes import FrameCounts
+from mmspeech.vision.image import load_image
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from mmspeech.checkpoint import Bundle
+    from mmspeech.serve.eyes import Picture
 
 _SOUND_RMS = 0.01  # -40 dB
 
@@ -37,7 +38,7 @@ class StepOut:
 class Session:
     """One full-duplex call: give it 1920 samples of the caller at a time, play what it returns.
 
-    `picture` is seen from the start; `see` changes it (None: nothing to see) from the next step on.
+    `picture` is seen from the start (ImageError when it cannot be read); `see` shows others later.
     """
 
     def __init__(
@@ -45,16 +46,32 @@ class Session:
         bundle: "Bundle",
         sampling: GenerationConfig | None = None,
         seed: int = 0,
-        picture: "Image | None" = None,
+        picture: "Picture | None" = None,
     ):
         self._calls = CallBatch(bundle, batch_size=1, sampling=sampling, seed=seed)
         self._text = TextReader(bundle)
         if picture is not None:
-            self.see(picture)
+            self.see(load_image(picture))
 
-    def see(self, picture: "Image | None") -> None:
-        """Show a picture, or nothing."""
-        self._calls.see([picture])
+    def see(self, picture: "Picture | None", at_sec: float | None = None) -> None:
+        """Show a picture: PIL, or the bytes of a file. It enters at the first step at or after `at_sec`, in seconds of
+        the call (None: the next step), and joins the last ones that the model remembers. None: see nothing any more.
+
+        At most one picture waits, the newest; what comes too late, twice or broken is left out and counted in `frames`.
+        SightError for a model without eyes.
+        """
+        if picture is None and at_sec is not None:
+            raise ValueError(f"nothing at {at_sec} s: there is no picture to wait for; call forget() when it is time")
+        self._calls.see([picture], at_sec=at_sec)
+
+    def forget(self) -> None:
+        """See nothing from the next step on, until something is shown again."""
+        self._calls.forget()
+
+    @property
+    def frames(self) -> FrameCounts:
+        """How many pictures were seen, dropped and broken so far."""
+        return self._calls.frame_counts[0]
 
     def step(self, pcm: Tensor) -> StepOut:
         """Advance by one frame: pcm [1920] float at 24 kHz, what the caller said in these 80 ms."""

@@ -2,7 +2,7 @@
 
 DeepSpeed splits, for every layer (and, of the depth transformer, every step):
 - self-attention by heads: `in_proj` by rows (queries, keys and values each), `out_proj` by columns;
-- cross-attention by heads: `q_proj` and `kv_proj` (keys and values each) by rows, `out_proj` by columns;
+- cross-attention by heads: `q_proj`, `age` and `kv_proj` (keys and values each) by rows, `out_proj` by columns;
 - feed-forward by hidden units: `linear_in` by rows (both halves of a gate each), `linear_out` by columns.
 Whole on every rank: gates (each is computed from a whole update), norms, layer scales, embeddings, `text_linear`,
 `hidden_in`, `audio_linear`.
@@ -38,7 +38,7 @@ PARTITION = (
     (r".*\.layers\.\d+\.in_proj\.steps\.\d+\.weight$", COLUMN, 3),
     (r".*\.layers\.\d+\.ffn_in\.steps\.\d+\.weight$", COLUMN, 2),
     (r".*\.projections\.\d+\.kv_proj\.weight$", COLUMN, 2),
-    (r".*\.projections\.\d+\.q_proj\.weight$", COLUMN, 1),
+    (r".*\.projections\.\d+\.(q_proj|age)\.weight$", COLUMN, 1),
     (r".*\.projections\.\d+\.out_proj\.weight$", ROW, 1),
     (r".*\.self_attn\.out_proj\.weight$", ROW, 1),
     (r".*\.ffn\.linear_out\.weight$", ROW, 1),

@@ -125,8 +125,10 @@ def test_every_parameter_learns(make_model, make_codes):
 
 
 @torch.no_grad()
-def test_pictures_go_to_their_rows_at_their_times(make_model, make_codes):
-    model = make_model()
+@pytest.mark.parametrize("memory_frames", [1, 2])
+def test_pictures_go_to_their_rows_at_their_times(memory_frames, make_model, make_codes):
+    """Also when a batch names a row's pictures in another order. With room for one, the second takes its place."""
+    model = make_model(fusion={"memory_frames": memory_frames})
     pixels = torch.randn(3, 3, 2, 2)
     batch = batch_of(
         make_codes(model, batch_size=3), pixels=pixels, picture_rows=torch.tensor([2, 0, 2]),
@@ -134,10 +136,13 @@ def test_pictures_go_to_their_rows_at_their_times(make_model, make_codes):
     )  # fmt: skip
     visual = see_batch(model, batch)
     never = VisualContext.NEVER
-    assert visual.onset_frames.tolist() == [[0] * 4 + [never] * 4, [never] * 8, [4] * 4 + [1] * 4]
+    assert visual.onset_frames.tolist() == [[0] * 4 + [never] * 4, [never] * 8, [1] * 4 + [4] * 4]
+    assert (visual.until_frames is None) == (memory_frames == 2)
+    if memory_frames == 1:
+        assert visual.until_frames.tolist() == [[never] * 8, [never] * 8, [4] * 4 + [never] * 4]
     alone = model.see(model.tower(pixels)[0], torch.zeros(3, dtype=torch.long))
     for keys, expected in zip(visual.keys, alone.keys, strict=True):
-        torch.testing.assert_close(keys[2], expected[[0, 2]].flatten(0, 1))
+        torch.testing.assert_close(keys[2], expected[[2, 0]].flatten(0, 1))
         torch.testing.assert_close(keys[0, :4], expected[1])
 
 
