@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mmspeech.config import ConfigError
+from mmspeech.config import ConfigError, parse_config
 
 _UsageError = typer.BadParameter.__base__  # what the command line parser raises
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
@@ -44,12 +44,37 @@ def scenes(
 
 
 @app.command()
+def clips(
+    out: OutDir,
+    count: Annotated[int, typer.Option(min=1)],
+    seed: Seed = 0,
+    split: Split = "train",
+    size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
+    commentary_share: Annotated[float, typer.Option(min=0, max=1, help="Of the clips: told as they happen.")] = 0.25,
+    swap_share: Annotated[float, typer.Option(min=0, max=1, help="Calls in which the picture changes.")] = 0.15,
+    still_share: Annotated[float, typer.Option(min=0, max=1, help="Calls about one still picture.")] = 0.1,
+    shard: Shard = "0/1",
+) -> None:
+    """Film clips and write dialogues about them, and about pictures that change in the middle of a call."""
+    from data_prep.clips import ClipSettings, make_clips
+
+    values = {"seed": seed, "split": split, "size_px": size_px}
+    values |= {"commentary": commentary_share, "swap": swap_share, "still": still_share}
+    make_clips(out, parse_config(ClipSettings, values, source="clips"), count=count, shard=shard_of(shard))
+
+
+@app.command()
 def render(
     scene: Path,
-    out: Annotated[Path, typer.Option(help="The PNG file to write.")],
+    out: Annotated[Path, typer.Option(help="The PNG file to write, or for a clip the mp4 file.")],
     size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
 ) -> None:
-    """Draw one scene JSON into a picture."""
+    """Draw one scene JSON into a picture, or film one clip JSON."""
+    if out.suffix.lower() == ".mp4":
+        from data_prep.film import film_file
+
+        film_file(scene, out, size_px=size_px)
+        return
     from data_prep.render import render_file
 
     render_file(scene, out, size_px=size_px)
