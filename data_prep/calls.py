@@ -1,7 +1,7 @@
 """Reads the manifest of spoken calls: a .jsonl of {"path", "duration"}, each path a stereo wav with a .json beside it.
 
 The json holds `alignments` [[word, [start_sec, end_sec], "SPEAKER_MAIN" | "SPEAKER_USER"], ...], `visuals`
-[{"kind", "path", "start_sec"}, ...] (paths relative to the json's folder or to the manifest's) and anything else (kept
+[{"kind": "image" | "clip", "path", "start_sec", "fps" of a clip}, ...] (paths relative to the json's folder or to the manifest's) and anything else (kept
 as metadata).
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.motion import SEEN_FPS
 from mmspeech.config import ConfigError
 from mmspeech.types import Visual, Word
 
@@ -35,7 +36,7 @@ class Call:
 
 @dataclass
 class Transcript:
-    """What the json beside a call holds: words of both speakers, pictures, and the rest as `meta`."""
+    """What the json beside a call holds: words of both speakers, pictures and clips, and the rest as `meta`."""
 
     words: list[Word]
     visuals: list[Visual]
@@ -117,9 +118,11 @@ def _call_id(audio: Path, root: Path) -> str:
 
 
 def _read_visual(entry: dict[str, Any], *, file: Path, root: Path) -> Visual:
-    if entry.get("kind", "image") != "image":
-        raise ManifestError(f"{file}: visual of kind {entry['kind']!r}; expected 'image'")
+    kind = entry.get("kind", "image")
+    if kind not in ("image", "clip"):
+        raise ManifestError(f"{file}: visual of kind {kind!r}; expected 'image' or 'clip'")
+    start_sec, fps = float(entry.get("start_sec", 0.0)), float(entry.get("fps", SEEN_FPS))
     for folder in (file.parent, root):
         if (folder / entry["path"]).is_file():
-            return Visual((folder / entry["path"]).read_bytes(), float(entry.get("start_sec", 0.0)))
-    raise ManifestError(f"{file}: picture {entry['path']} is not there; expected it beside the json or the manifest")
+            return Visual((folder / entry["path"]).read_bytes(), start_sec, kind, fps)
+    raise ManifestError(f"{file}: {kind} {entry['path']} is not there; expected it beside the json or the manifest")

@@ -1,4 +1,4 @@
-"""`preview`: one call to look at and listen to: its wav, its pictures, and a page with every word on the frame grid."""
+"""`preview`: one call to look at and listen to: its wav, its pictures and clips, and a page with every word on the frame grid."""
 
 import base64
 from collections import defaultdict
@@ -14,7 +14,7 @@ from data_prep.files import write_atomic
 from mmspeech.config import ConfigError
 from mmspeech.frames import frames_to_seconds, seconds_to_frames
 from mmspeech.tokens.text import EPAD_ID, PAD_ID, TextTokenizer, words_to_frames
-from mmspeech.types import Word
+from mmspeech.types import Visual, Word
 
 FRAMES_PER_STRIP = 25  # two seconds
 _ENVELOPE_POINTS = 400  # of a strip's waveform
@@ -32,7 +32,7 @@ class Cell:
 
 
 def preview(data: Path, out: Path, *, call: str | None = None, tokenizer: Path | None = None) -> list[str]:
-    """Write NAME.wav, its pictures and NAME.html (which holds both) of one call, the first or the one named, to `out`.
+    """Write NAME.wav, its pictures and clips, and NAME.html (which holds all) of one call, the first or the one named, to `out`.
 
     With a tokenizer file the page shows the model's text tokens too. Returns the lines to print: one per frame in which
     something is said. Raises ConfigError for a call that is not there or cannot be read.
@@ -50,8 +50,8 @@ def preview(data: Path, out: Path, *, call: str | None = None, tokenizer: Path |
     name = chosen.audio.stem
     write_atomic(out / f"{name}.wav", chosen.audio.read_bytes())
     for number, visual in enumerate(transcript.visuals):
-        suffix = _mime(visual.image).removeprefix("image/").replace("jpeg", "jpg")
-        write_atomic(out / f"{name}{f'-{number}' if number else ''}.{suffix}", visual.image)
+        suffix = _mime(visual).partition("/")[2].replace("jpeg", "jpg")
+        write_atomic(out / f"{name}{f'-{number}' if number else ''}.{suffix}", visual.data)
     write_atomic(out / f"{name}.html", _page(chosen, transcript, wave, tokens, num_frames).encode())
     return _lines(transcript.words, tokens)
 
@@ -95,11 +95,7 @@ def _lines(words: list[Word], tokens: list[Cell] | None) -> list[str]:
 
 
 def _page(call: Call, transcript: Transcript, wave: np.ndarray, tokens: list[Cell] | None, num_frames: int) -> str:
-    pictures = [
-        f'<img alt="what the model sees" src="{_data_uri(_mime(visual.image), visual.image)}">'
-        f"<br>from {visual.start_sec:.2f} s<br>"
-        for visual in transcript.visuals
-    ]
+    pictures = [f"{_shown(visual)}<br>from {visual.start_sec:.2f} s<br>" for visual in transcript.visuals]
     facts = [f"{key} {transcript.meta[key]}" for key in ("split", "voice") if key in transcript.meta]
     legend = "Click a word to hear it."
     legend += " Text stream: ▸ EPAD (a word is about to begin), · PAD (nothing)." if tokens else ""
@@ -108,7 +104,7 @@ def _page(call: Call, transcript: Transcript, wave: np.ndarray, tokens: list[Cel
     return template.substitute(
         name=escape(call.id),
         columns=FRAMES_PER_STRIP,
-        pictures="".join(pictures) or "no picture: a blind call",
+        pictures="".join(pictures) or "nothing is shown: a blind call",
         audio=_data_uri("audio/wav", call.audio.read_bytes()),
         facts=escape("; ".join([f"{call.duration_sec:.2f} s", *facts])),
         turns="".join(f"<li>{escape(_turn(turn))}</li>" for turn in transcript.meta.get("turns", [])),
@@ -171,11 +167,20 @@ def _envelope(wave: np.ndarray, length: int, speaker: str) -> str:
 
 def _turn(turn: dict) -> str:
     answers = f"{turn['answer']} [{' | '.join(turn['answers'])}]" + (" (interrupted)" if turn["interrupted"] else "")
-    return f"{turn['question_start_sec']:.2f} s {turn['question']} → {turn['answer_start_sec']:.2f} s {answers}"
+    told = [f" → {c['start_sec']:.2f} s {c['text']} ({c['event_sec']:.2f} s)" for c in turn.get("comments", [])]
+    asked = f"{turn['question_start_sec']:.2f} s {turn['question']} → {turn['answer_start_sec']:.2f} s {answers}"
+    return asked + "".join(told)
 
 
-def _mime(image: bytes) -> str:
-    return _MIME.get(image[:4], "image/png")
+def _shown(visual: Visual) -> str:
+    source = f'src="{_data_uri(_mime(visual), visual.data)}"'
+    if visual.kind == "clip":
+        return f'<video controls loop muted data-sec="{visual.start_sec:.3f}" {source}></video>'
+    return f'<img alt="what the model sees" {source}>'
+
+
+def _mime(visual: Visual) -> str:
+    return "video/mp4" if visual.kind == "clip" else _MIME.get(visual.data[:4], "image/png")
 
 
 def _data_uri(mime: str, data: bytes) -> str:
