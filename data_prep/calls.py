@@ -1,8 +1,8 @@
 """Reads the manifest of spoken calls: a .jsonl of {"path", "duration"}, each path a stereo wav with a .json beside it.
 
 The json holds `alignments` [[word, [start_sec, end_sec], "SPEAKER_MAIN" | "SPEAKER_USER"], ...], `visuals`
-[{"kind": "image" | "clip", "path", "start_sec", "fps" of a clip}, ...] (paths relative to the json's folder or to the manifest's) and anything else (kept
-as metadata).
+[{"kind": "image" | "clip", "path", "start_sec", "fps"}, ...] (paths relative to the json's folder or to the manifest's;
+fps for clips, 2 by default) and anything else (kept as metadata).
 """
 
 import json
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.motion import SEEN_FPS
 from mmspeech.config import ConfigError
 from mmspeech.types import Visual, Word
 
@@ -118,11 +117,13 @@ def _call_id(audio: Path, root: Path) -> str:
 
 
 def _read_visual(entry: dict[str, Any], *, file: Path, root: Path) -> Visual:
-    kind = entry.get("kind", "image")
+    kind, fps = entry.get("kind", "image"), float(entry.get("fps", Visual.fps))
     if kind not in ("image", "clip"):
         raise ManifestError(f"{file}: visual of kind {kind!r}; expected 'image' or 'clip'")
-    start_sec, fps = float(entry.get("start_sec", 0.0)), float(entry.get("fps", SEEN_FPS))
+    if not 0 < fps < math.inf:
+        raise ManifestError(f"{file}: {entry['path']} has fps {fps}; expected frames a second above 0")
     for folder in (file.parent, root):
         if (folder / entry["path"]).is_file():
-            return Visual((folder / entry["path"]).read_bytes(), start_sec, kind, fps)
+            data = (folder / entry["path"]).read_bytes()
+            return Visual(data, float(entry.get("start_sec", 0.0)), kind, fps)
     raise ManifestError(f"{file}: {kind} {entry['path']} is not there; expected it beside the json or the manifest")

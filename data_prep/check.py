@@ -17,9 +17,8 @@ from mmspeech.config import ConfigError
 from mmspeech.data.shards import SIDECAR, ShardError, ShardSet, speaker_rows
 from mmspeech.frames import SAMPLE_RATE_HZ, frames_to_seconds
 from mmspeech.types import Sample, Visual, Word
-from mmspeech.vision.image import ImageError, load_image
+from mmspeech.vision.image import load_image
 from mmspeech.vision.timeline import Timeline
-from mmspeech.vision.video import Video, VideoError
 
 SLACK_SEC = 0.08  # one frame: what rounding and a synthesiser's overlapping words may differ by
 _TURN_TIMES = ("question_start_sec", "question_end_sec", "answer_start_sec", "answer_end_sec")
@@ -194,14 +193,22 @@ def _time_faults(words: list[Word], duration_sec: float) -> Iterator[str]:
 def _visual_faults(visuals: list[Visual], duration_sec: float) -> Iterator[str]:
     for number, visual in enumerate(visuals):
         try:
-            if visual.kind == "clip":
-                sum(1 for _ in Video(visual.data).sample(visual.fps))  # decodes what a call is shown
-            else:
-                load_image(visual.data)
-        except (ImageError, VideoError) as error:
+            _read_visual(visual)
+        except ConfigError as error:
             yield f"{visual.kind} {number}: {error}"
         if not 0 <= visual.start_sec <= duration_sec:
             yield f"{visual.kind} {number} comes at {visual.start_sec} s of {duration_sec:.3f}"
+
+
+def _read_visual(visual: Visual) -> None:
+    """Decode the picture, or all of the clip's frames that a model would be shown; raises ConfigError."""
+    if visual.kind == "image":
+        load_image(visual.data)
+        return
+    from mmspeech.vision.video import Video
+
+    for _ in Video(visual.data).sample(visual.fps):
+        pass
 
 
 def _phone_faults(phones: dict, duration_sec: float) -> Iterator[str]:

@@ -96,7 +96,9 @@ def swap_dialogue(scenes: list[Scene], rng: np.random.Generator) -> list[dict]:
     """One to three turns about each picture in turn; what is asked of the later ones was often asked before."""
     turns: list[dict] = []
     for sight, scene in enumerate(scenes):
-        turns += [turn.record() | {"sight": sight} for turn in visual_dialogue(scene, rng, num_turns=int(rng.integers(1, 4)))]
+        turns += [
+            turn.record() | {"sight": sight} for turn in visual_dialogue(scene, rng, num_turns=int(rng.integers(1, 4)))
+        ]
     return turns
 
 

@@ -180,7 +180,9 @@ def _shown(visual: Visual) -> str:
 
 
 def _mime(visual: Visual) -> str:
-    return "video/mp4" if visual.kind == "clip" else _MIME.get(visual.data[:4], "image/png")
+    if visual.kind == "clip":
+        return "video/mp4" if visual.data[4:8] == b"ftyp" else "video/webm"
+    return _MIME.get(visual.data[:4], "image/png")
 
 
 def _data_uri(mime: str, data: bytes) -> str:

@@ -90,7 +90,7 @@ def _samples(bank: Bank, numbers, seed: int, split: str, size_px: int, num_turns
         scene = random_scene(rng, split=split)
         pieces = _true_pieces(bank, scene, rng, num_turns)
         if pieces:
-            picture = Visual(image=render_png(scene, size_px=size_px), start_sec=0.0)
+            picture = Visual(render_png(scene, size_px=size_px), start_sec=0.0)
             yield _join(bank, pieces, f"{number:06d}", picture, split)
 
 

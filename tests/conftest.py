@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from local_hub import hub
-from small_model import SMALL_MODEL
+from small_model import MEMORY, small_model
 
 __all__ = ["hub"]  # a fixture
 
@@ -34,6 +34,16 @@ SENTENCES = ("the circle is red", "there are two blue squares", "i cannot see a 
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint directory of random weights: every part is there, all of it small."""
+    return save_small(tmp_path_factory.mktemp("small"), small_model())
+
+
+@pytest.fixture(scope="session")
+def remembering_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, with memory for frames and summaries, and ages that mean something."""
+    return save_small(tmp_path_factory.mktemp("remembering"), small_model(**MEMORY))
+
+
+def save_small(folder: Path, settings: dict) -> Path:
     from mmspeech.audio.codec import build_codec
     from mmspeech.checkpoint import save_model
     from mmspeech.config import ModelConfig
@@ -41,10 +51,12 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mmspeech.tokens.text import train_tokenizer
     from mmspeech.vision.encoder import build_tower
 
-    folder = tmp_path_factory.mktemp("small")
-    config = ModelConfig.model_validate(SMALL_MODEL)
+    config = ModelConfig.model_validate(settings)
     torch.manual_seed(0)
     model = VisionSpeechModel(config)
+    for projection in model.lm.temporal.fusion.projections:
+        if projection.age is not None:
+            torch.nn.init.normal_(projection.age.weight)
     model.tower = build_tower(config.vision)
     tokenizer_file = folder / "tokenizer.model"
     train_tokenizer(SENTENCES * 20, 60, tokenizer_file)
@@ -63,3 +75,11 @@ def small_bundle(small_checkpoint: Path):
     from mmspeech.checkpoint import load_model
 
     return load_model(small_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def remembering_bundle(remembering_checkpoint: Path):
+    """The one with memory, loaded."""
+    from mmspeech.checkpoint import load_model
+
+    return load_model(remembering_checkpoint)

@@ -1,4 +1,4 @@
-"""The smallest model that has every part."""
+"""The smallest model that has every part, and what makes it remember."""
 
 SMALL_MODEL = {
     "name": "small-random",
@@ -29,3 +29,10 @@ SMALL_MODEL = {
         "tower_args": {"num_layers": 1, "num_heads": 2, "ffn_dim": 32, "stem_strides": [4, 2], "stem_dims": [8]},
     },
 }
+MEMORY = {"memory_frames": 3, "age_buckets": 5, "summary_slots": 2, "summary_group": 2}
+
+
+def small_model(**fusion: object) -> dict:
+    """The settings of the small model, with changes to its cross-attention."""
+    lm = SMALL_MODEL["lm"]
+    return SMALL_MODEL | {"lm": lm | {"fusion": lm["fusion"] | fusion}}

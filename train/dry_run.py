@@ -96,13 +96,15 @@ def _call_table(batch: Batch, tokenizer: TextTokenizer) -> Table:
     words = (codes[0] > PAD_ID).nonzero()
     first = max(0, int(words[0]) - LEAD_FRAMES) if len(words) else 0
     onset = None if batch.picture_rows is None else batch.onset_frames[batch.picture_rows == 0]
-    table = Table("frame", "text", "own codes", "user codes", "text weight", "audio weight", "sees", title=batch.ids[0])
+    table = Table(
+        "frame", "text", "own codes", "user codes", "text weight", "audio weight", "shown", title=batch.ids[0]
+    )
     for frame in range(first, min(first + SHOWN_FRAMES, codes.shape[1])):
         text = int(codes[0, frame])
         own, user = (" ".join(map(str, part[:, frame].tolist())) for part in codes[1:].split(streams))
-        sees = int((onset <= frame).sum()) if onset is not None else 0
+        seen = int((onset <= frame).sum()) if onset is not None else 0
         weights = (f"{float(weight[0, frame]):g}" for weight in (batch.text_weight, batch.audio_weight))
-        table.add_row(str(frame), "" if text < 0 else tokenizer.piece(text), own, user, *weights, str(sees or ""))
+        table.add_row(str(frame), "" if text < 0 else tokenizer.piece(text), own, user, *weights, str(seen or ""))
     return table
 
 

@@ -17,6 +17,7 @@ from mmspeech.data.collate import Layout, PictureFormat
 from mmspeech.data.shards import ShardSet
 from mmspeech.flops import peak_tflops
 from mmspeech.lm.trainable import trainable_names
+from mmspeech.vision.memory import Memory
 from train import machine
 from train.boards import check_wandb
 from train.checkpointing import TrainState, find_checkpoint, load_moments, load_weights, only_here, save_checkpoint
@@ -311,7 +312,10 @@ def _sample(learner: Learner, valid: list, step: int, sample: SampleHook, log: M
 
 def _picture_format(origin: Origin) -> PictureFormat | None:
     tower = origin.tower
-    return None if tower is None else PictureFormat(tower.image_size_px, tower.mean, tower.std)
+    if tower is None:
+        return None
+    memory = Memory.of(origin.config.lm.fusion)
+    return PictureFormat(tower.image_size_px, tower.mean, tower.std, memory)
 
 
 def _summary(numbers: dict[str, float]) -> str:

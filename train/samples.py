@@ -14,9 +14,12 @@ from mmspeech.audio.waveform import write_wav
 from mmspeech.config import ConfigError
 from mmspeech.data.collate import NOTHING
 from mmspeech.data.shards import ShardSet, speaker_rows
-from mmspeech.frames import frames_to_seconds, seconds_to_frames
+from mmspeech.data.visuals import SeenFrame, see_visuals
+from mmspeech.frames import frames_to_seconds
+from mmspeech.lm.sight import see_calls
 from mmspeech.serve.session import SpokenWord, Transcript
 from mmspeech.types import FrameOut, Sample, VisualContext, Word
+from mmspeech.vision.memory import Memory
 from train.boards import Shown
 from train.sample_figure import CallFigure, draw_call
 from train.sample_page import write_contents, write_page
@@ -92,8 +95,8 @@ def write_samples(origin: "Origin", shards: ShardSet, folder: Path, config: Trai
 def sample_call(origin: "Origin", sample: Sample, *, max_frames: int) -> SampledCall:
     """What the model makes of the first `max_frames` frames of a call. Raises ConfigError for a picture that does not
     decode, or a call too short to answer."""
-    pictures = _pictures(sample) if origin.tower is not None else []
-    out = answer(origin, sample, pictures, max_frames=max_frames)
+    seen = _seen(origin, sample, max_frames=max_frames)
+    out = answer(origin, sample, seen, max_frames=max_frames)
     if not out:
         raise ConfigError(f"{sample.id}: {sample.codes.shape[1]} frames, shorter than the model's delays")
     own = torch.stack([frame.codes[0] for frame in out], dim=1)
@@ -120,15 +123,13 @@ def sample_call(origin: "Origin", sample: Sample, *, max_frames: int) -> Sampled
         layer_gates=torch.cat([frame.layer_gates for frame in out]).cpu().numpy(),
         layers=origin.model.lm.temporal.gated_layers,
         signed_gates=fusion is not None and fusion.gate.endswith("tanh"),
-        pictures=pictures,
+        pictures=[(frame.picture, frames_to_seconds(frame.onset_frame)) for frame in seen],
     )
 
 
 @torch.no_grad()
-def answer(
-    origin: "Origin", sample: Sample, pictures: list[tuple["Image", float]], *, max_frames: int
-) -> list[FrameOut]:
-    """The model's frames while it hears the user's side of the call and sees its pictures."""
+def answer(origin: "Origin", sample: Sample, seen: list[SeenFrame], *, max_frames: int) -> list[FrameOut]:
+    """The model's frames while it hears the user's side of the call and sees what was seen in it."""
     from mmspeech.lm.generate import FrameGenerator
 
     lm = origin.model.lm
@@ -137,7 +138,7 @@ def answer(
     mixed = len({parameter.dtype for parameter in origin.model.parameters()}) > 1
     with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
         generator = FrameGenerator(lm, 1, origin.config.generation, seed=0)
-        generator.see(_look(origin, pictures, device))
+        generator.see(_look(origin, seen, device))
         user = speaker_rows(sample.codes.long())[1][:, :max_frames].to(device)
         # In training the model predicts a frame from the user's frames before it: each is heard one step later.
         heard = torch.nn.functional.pad(user, (1, 0), value=NOTHING)
@@ -145,26 +146,25 @@ def answer(
         return [out for out in steps if out is not None]
 
 
-def _pictures(sample: Sample) -> list[tuple["Image", float]]:
-    from mmspeech.vision.image import load_image
+def _seen(origin: "Origin", sample: Sample, *, max_frames: int) -> list[SeenFrame]:
+    if origin.tower is None:
+        return []
+    num_frames = min(max_frames, sample.codes.shape[1])
+    return see_visuals(sample.visuals, num_frames=num_frames, memory=Memory.of(origin.config.lm.fusion))
 
-    return [(load_image(visual.image), visual.start_sec) for visual in sample.visuals]
 
-
-def _look(origin: "Origin", pictures: list[tuple["Image", float]], device: torch.device) -> VisualContext | None:
+def _look(origin: "Origin", seen: list[SeenFrame], device: torch.device) -> VisualContext | None:
     tower = origin.tower
-    if tower is None or not pictures:
+    if tower is None or not seen:
         return None
     from mmspeech.vision.image import to_pixels
 
-    pixels = torch.stack([to_pixels(image, tower.image_size_px, tower.mean, tower.std) for image, _ in pictures])
+    pixels = torch.stack([to_pixels(frame.picture, tower.image_size_px, tower.mean, tower.std) for frame in seen])
     features, mask = tower(pixels.to(device))
     # Under DeepSpeed the model may be narrower than the tower beside it.
     features = features.to(next(origin.model.lm.parameters()).dtype)
-    onset = torch.tensor([seconds_to_frames(start_sec) for _, start_sec in pictures], device=device)
-    onsets = onset[:, None].expand(features.shape[:2])
-    joined_mask = None if mask is None else mask.flatten()[None]
-    return origin.model.see(features.flatten(0, 1)[None], onsets.flatten()[None], joined_mask)
+    onset = torch.tensor([frame.onset_frame for frame in seen], device=device)
+    return see_calls(origin.model, features, torch.zeros_like(onset), onset, batch_size=1, mask=mask)
 
 
 def _decode(origin: "Origin", codes: Tensor) -> Tensor:

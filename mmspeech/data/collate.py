@@ -7,7 +7,6 @@ A call is laid out as one of three variants:
   own audio is silence.
 """
 
-import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -16,9 +15,11 @@ import torch
 from torch import Tensor
 
 from mmspeech.data.shards import speaker_rows
+from mmspeech.data.visuals import see_visuals
 from mmspeech.frames import frames_to_seconds, seconds_to_frames
 from mmspeech.tokens.text import BOS_ID, TextTokenizer, words_to_frames
-from mmspeech.types import Batch, Sample, Word
+from mmspeech.types import Batch, Sample, Visual, Word
+from mmspeech.vision.memory import Memory
 
 Variant = Literal["dialogue", "speechless", "transcribe"]
 NOTHING = -1
@@ -45,22 +46,23 @@ class Augmentation:
 
 @dataclass
 class Row:
-    """One call laid out: codes [1 + 2K, T] long, text_weight and audio_weight [T], pictures as (bytes, onset frame)."""
+    """One call laid out: codes [1 + 2K, T] long, text_weight and audio_weight [T], pictures and clips."""
 
     id: str
     codes: Tensor
     text_weight: Tensor
     audio_weight: Tensor
-    pictures: list[tuple[bytes, int]] = field(default_factory=list)
+    visuals: list[Visual] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class PictureFormat:
-    """What the tower expects: see `mmspeech.vision.image.to_pixels`."""
+    """What the tower expects (see `mmspeech.vision.image.to_pixels`), and how much of it the model remembers."""
 
     size_px: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    memory: Memory = Memory()
 
 
 class Layout:
@@ -100,7 +102,7 @@ class Layout:
         else:
             row = self._dialogue(sample, rng)
         if keep_visuals and variant != "transcribe":
-            row.pictures = [(v.image, seconds_to_frames(v.start_sec)) for v in sample.visuals]
+            row.visuals = list(sample.visuals)
         return row
 
     def _dialogue(self, sample: Sample, rng: np.random.Generator) -> Row:
@@ -157,8 +159,8 @@ class Layout:
 def crop(sample: Sample, *, max_frames: int, rng: np.random.Generator) -> Sample:
     """At most `max_frames` frames; words and pictures keep their place in the sound.
 
-    The beginning is drawn from the pauses before the user's turns, so that no answer loses its question. A picture that
-    appeared before it is there from frame 0.
+    The beginning is drawn from the pauses before the user's turns, so that no answer loses its question. What appeared
+    before it keeps its time, below 0: whatever the model still remembers of it is there from frame 0, as old as it is.
     """
     extra = sample.codes.shape[1] - max_frames
     if extra <= 0:
@@ -166,7 +168,7 @@ def crop(sample: Sample, *, max_frames: int, rng: np.random.Generator) -> Sample
     start = int(rng.choice(_turn_starts(sample.words, extra)))
     start_sec, end_sec = frames_to_seconds(start), frames_to_seconds(start + max_frames)
     words = [_shifted(w, -start_sec) for w in sample.words if start_sec <= w.start_sec < end_sec]
-    visuals = [replace(v, start_sec=max(0.0, v.start_sec - start_sec)) for v in sample.visuals if v.start_sec < end_sec]
+    visuals = [replace(v, start_sec=v.start_sec - start_sec) for v in sample.visuals if v.start_sec < end_sec]
     return replace(sample, codes=sample.codes[:, start : start + max_frames], words=words, visuals=visuals)
 
 
@@ -194,7 +196,10 @@ def speaking_frames(words: list[Word], num_frames: int, *, speaker: str, widened
 
 
 def stack(rows: list[Row], *, pictures: PictureFormat | None = None) -> Batch:
-    """Rows of different lengths -> one Batch, padded with NOTHING and weight 0. `pictures` None: none are decoded."""
+    """Rows of different lengths -> one Batch, padded with NOTHING and weight 0. `pictures` None: none are decoded.
+
+    Raises ImageError or VideoError for a picture or clip that cannot be read.
+    """
     from torch.nn.utils.rnn import pad_sequence
 
     codes = pad_sequence([row.codes.T for row in rows], batch_first=True, padding_value=NOTHING)
@@ -204,20 +209,23 @@ def stack(rows: list[Row], *, pictures: PictureFormat | None = None) -> Batch:
         audio_weight=pad_sequence([row.audio_weight for row in rows], batch_first=True),
         ids=[row.id for row in rows],
     )
-    seen = [(index, image, onset) for index, row in enumerate(rows) for image, onset in row.pictures]
-    if not seen or pictures is None:
+    if pictures is None:
         return batch
-    batch.picture_rows = torch.tensor([index for index, _, _ in seen])
-    batch.onset_frames = torch.tensor([onset for _, _, onset in seen])
-    batch.picture_keys = [hashlib.sha1(image).hexdigest() for _, image, _ in seen]
-    batch.pixels = torch.stack([_pixels(image, pictures) for _, image, _ in seen])
+    seen = [
+        (index, frame)
+        for index, row in enumerate(rows)
+        for frame in see_visuals(row.visuals, num_frames=row.codes.shape[1], memory=pictures.memory)
+    ]
+    if not seen:
+        return batch
+    from mmspeech.vision.image import to_pixels
+
+    batch.picture_rows = torch.tensor([index for index, _ in seen])
+    batch.onset_frames = torch.tensor([frame.onset_frame for _, frame in seen])
+    batch.picture_keys = [frame.key for _, frame in seen]
+    size = pictures.size_px, pictures.mean, pictures.std
+    batch.pixels = torch.stack([to_pixels(frame.picture, *size) for _, frame in seen])
     return batch
-
-
-def _pixels(image: bytes, pictures: PictureFormat) -> Tensor:
-    from mmspeech.vision.image import load_image, to_pixels
-
-    return to_pixels(load_image(image), pictures.size_px, pictures.mean, pictures.std)
 
 
 def _shifted(word: Word, by_sec: float) -> Word:

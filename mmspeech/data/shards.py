@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from mmspeech.config import ConfigError, StrictModel, parse_config
 from mmspeech.types import Sample, Visual, Word
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SIDECAR = "shards.json"
 HUB = "hub:"
 
@@ -48,7 +49,7 @@ class ShardFile(StrictModel):
 
 
 class ShardSetInfo(StrictModel):
-    """What `shards.json` holds: the version, the codec and the counts."""
+    """What `shards.json` holds: the version, the codec and the counts (`pictures`: with clips)."""
 
     schema_version: int = SCHEMA_VERSION
     codec: CodecStamp
@@ -171,7 +172,10 @@ def read_info(path: str | Path) -> ShardSetInfo:
         raise ShardError(f"{sidecar}: not valid JSON ({error}); pack again") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
-        raise ShardError(f"{path}: shard schema version {version!r}, this program reads {SCHEMA_VERSION}; pack again")
+        raise ShardError(
+            f"{path}: shard schema version {version!r}, this program reads {SCHEMA_VERSION}; "
+            "pack the calls again (python -m data_prep pack; their codes can stay)"
+        )
     info = parse_config(ShardSetInfo, data, source=str(sidecar))
     missing = [file.name for file in info.files if not (path / file.name).is_file()]
     if missing:
@@ -225,7 +229,7 @@ def _to_row(sample: Sample, codes: Tensor) -> dict[str, Any]:
         "codes": codes.contiguous().numpy().astype("<i2").tobytes(),
         "num_frames": codes.shape[1],
         "words": json.dumps(words, ensure_ascii=False),
-        "visuals": [{"image": v.image, "start_sec": v.start_sec} for v in sample.visuals],
+        "visuals": [asdict(visual) for visual in sample.visuals],
         "meta": json.dumps(sample.meta, ensure_ascii=False),
     }
 
@@ -240,7 +244,7 @@ def _to_sample(row: dict[str, Any], codec: CodecStamp) -> Sample:
         id=row["id"],
         codes=torch.from_numpy(codes.copy()),
         words=[Word(*word) for word in json.loads(row["words"])],
-        visuals=[Visual(image=v["image"], start_sec=v["start_sec"]) for v in row["visuals"]],
+        visuals=[Visual(**visual) for visual in row["visuals"]],
         meta=json.loads(row["meta"]),
     )
 
@@ -248,7 +252,9 @@ def _to_sample(row: dict[str, Any], codec: CodecStamp) -> Sample:
 def _arrow_schema():
     import pyarrow as pa
 
-    visual = pa.struct([("image", pa.large_binary()), ("start_sec", pa.float64())])
+    visual = pa.struct(
+        [("data", pa.large_binary()), ("start_sec", pa.float64()), ("kind", pa.string()), ("fps", pa.float64())]
+    )
     return pa.schema(
         [
             ("id", pa.string()),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmspeech.config import GenerationConfig
 from mmspeech.lm.ring import VisualRing
+from mmspeech.nn.streaming import State
 from mmspeech.types import FrameOut, VisualContext
 from mmspeech.vision.memory import Memory
 
@@ -108,6 +109,11 @@ class FrameGenerator:
     def _empty_ring(self, rows: Tensor | None = None) -> None:
         if self.ring is not None:
             self.ring.forget(rows)
+
+    @property
+    def states(self) -> list[State]:
+        """What is remembered between steps, of both transformers and of what was shown."""
+        return [self.state, self.depth_state, *([] if self.ring is None else [self.ring.state])]
 
     def reset(self, rows: Tensor | None = None, *, seeds: Sequence[int] | None = None) -> None:
         """Start over: all rows, or those where `rows` [B] bool is true; `seeds` (one per row of the batch) for them.

@@ -22,7 +22,7 @@ class CrossProjections(nn.Module):
 
     def __init__(self, *, dim: int, num_heads: int, source_dim: int, age_buckets: int = 0):
         super().__init__()
-        self.head_dim = dim // num_heads
+        self.head_dim, self.age_buckets = dim // num_heads, age_buckets
         self.q_proj = nn.Linear(dim, dim, bias=False)
         self.kv_proj = nn.Linear(source_dim, 2 * dim, bias=False)
         self.out_proj = nn.Linear(dim, dim, bias=False)
@@ -38,7 +38,7 @@ class CrossProjections(nn.Module):
     def forward(
         self, x: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None, ages: Tensor | None = None
     ) -> Tensor:
-        """x [B, T, D], keys and values [B, S, D], mask [B, 1, T, S] bool, ages [B, T, S] long (buckets) -> [B, T, D]."""
+        """x [B, T, D], keys, values [B, S, D], mask [B, 1, T, S] bool, ages [B, T, S] long (buckets) -> [B, T, D]."""
         query, keys, values = (
             y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in (self.q_proj(x), keys, values)
         )
@@ -50,7 +50,7 @@ class CrossProjections(nn.Module):
 
     def _age_logits(self, query: Tensor, ages: Tensor) -> Tensor:
         """query [B, H, T, Dh] and ages [B, T, S] -> what the age of a key adds to each logit, [B, H, T, S]."""
-        buckets = torch.eye(self.age.in_features, device=query.device, dtype=query.dtype)
+        buckets = torch.eye(self.age_buckets, device=query.device, dtype=query.dtype)
         table = self.age(buckets).unflatten(-1, (-1, self.head_dim)).permute(1, 2, 0)
         by_bucket = (query @ table.to(query.dtype)) * self.head_dim**-0.5
         return by_bucket.gather(-1, ages[:, None].expand(-1, query.shape[1], -1, -1))
@@ -125,8 +125,9 @@ def age_bucket_starts(count: int) -> list[int]:
 class Fusion(nn.Module):
     """Norm, cross-attention and gate of every layer that looks (`layers`, indices into the transformer).
 
-    `shared`: one set of projections for all of them; `age_buckets`: see CrossProjections; `shared_gate`: one gate for all, and if both are shared one
-    learned factor per layer. Nothing is added where nothing is seen, to the bit. `gated_layers`: those with a gate.
+    `shared`: one set of projections for all of them; `shared_gate`: one gate for all, and if both are shared one
+    learned factor per layer. `age_buckets`: see CrossProjections. Nothing is added where nothing is seen, to the bit.
+    `gated_layers`: those with a gate.
     """
 
     def __init__(

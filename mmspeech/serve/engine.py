@@ -131,6 +131,12 @@ class CallBatch:
         wave = self.bundle.codec.decode(out.codes[:, :, None], state=self.decoder_state)
         return wave[:, 0].float().cpu()
 
+    def state_tensors(self) -> list[Tensor]:
+        """All that the calls remember between steps: of codec and speech LM, and what is seen."""
+        states = [self.encoder_state, self.decoder_state, *self.generator.states]
+        own = [self.generator.window, self.generator.gates, self.generator.noise]
+        return own + [tensor for state in states for tensor in state.tensors()]
+
     @property
     def last_start_sec(self) -> float:
         """When the sound of the frame given by the latest step begins, on the clock of the call."""

@@ -1,8 +1,8 @@
-"""Which frames are seen when: one schedule for training, where a whole call is laid out, and for calls frame by frame.
+"""Which frames are seen when: one schedule for training, with whole calls laid out, and for calls frame by frame.
 
-A row's frames are numbered as they come. The newest `frames` are seen; frame i leaves when frame i + frames comes. Where
-there are summary slots, frames that leave form groups of `group` in order: group g is the mean of its frames, seen from
-the moment the last of them leaves until group g + slots is complete.
+A row's frames are numbered as they come. The newest `frames` are seen; frame i leaves when frame i + frames comes.
+Where there are summary slots, frames that leave form groups of `group` in order: group g is the mean of its frames,
+seen from the moment the last of them leaves until group g + slots is complete.
 """
 
 from collections.abc import Sequence

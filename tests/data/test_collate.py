@@ -10,6 +10,7 @@ from PIL import Image
 from mmspeech.data.collate import Augmentation, Layout, PictureFormat, crop, speaking_frames, stack
 from mmspeech.tokens.text import BOS_ID, EPAD_ID, PAD_ID, train_tokenizer
 from mmspeech.types import Sample, Visual, Word
+from mmspeech.vision.memory import onset_of
 
 FRAME_SEC = 0.08
 SILENCE = (7, 9)
@@ -37,7 +38,7 @@ def make_sample(num_frames: int = 100, name: str = "call") -> Sample:
         Word("star", 52 * FRAME_SEC, 60 * FRAME_SEC),
     ]
     words = [Word(w.text, w.start_sec + 0.01, w.end_sec - 0.01, w.speaker) for w in words]
-    return Sample(name, codes.to(torch.int16), words, [Visual(picture(), 5 * FRAME_SEC + 0.01)])
+    return Sample(name, codes.to(torch.int16), words, [Visual(picture(), 5 * FRAME_SEC - 0.01)])
 
 
 def make_layout(tokenizer, **changes) -> Layout:
@@ -57,7 +58,7 @@ def test_dialogue_puts_only_the_models_words_on_the_text_stream(tokenizer):
     assert row.codes[0, 40 : 40 + len(red)].tolist() == red
     assert row.codes[0, 39] == EPAD_ID and (row.codes[0, :39] == PAD_ID).all()
     assert torch.equal(row.codes[1:], sample.codes.long())
-    assert row.pictures == [(sample.visuals[0].image, 5)]
+    assert row.visuals == sample.visuals
     assert (row.text_weight == 1).all()
 
 
@@ -76,7 +77,7 @@ def test_speechless_has_no_audio_and_learns_only_the_answer(tokenizer):
     what = tokenizer.encode("what")
     assert row.codes[0, 10 : 10 + len(what)].tolist() == what
     assert row.text_weight[:39].sum() == 0 and (row.text_weight[39:63] == 1).all() and row.text_weight[63:].sum() == 0
-    assert row.pictures
+    assert row.visuals
 
 
 def test_transcribe_writes_the_users_words_late_after_a_mark(tokenizer):
@@ -87,11 +88,11 @@ def test_transcribe_writes_the_users_words_late_after_a_mark(tokenizer):
     assert row.codes[0, 13 : 13 + len(what)].tolist() == what
     assert row.codes[0, 40 : 40 + len(red)].tolist() != red
     assert (row.codes[1:3] == torch.tensor(SILENCE)[:, None]).all() and row.audio_weight.sum() == 0
-    assert torch.equal(row.codes[3:], sample.codes[2:].long()) and not row.pictures
+    assert torch.equal(row.codes[3:], sample.codes[2:].long()) and not row.visuals
 
 
 def test_dropped_visuals_leave_no_picture(tokenizer):
-    assert lay(make_layout(tokenizer), make_sample(), keep_visuals=False).pictures == []
+    assert lay(make_layout(tokenizer), make_sample(), keep_visuals=False).visuals == []
 
 
 def test_crop_keeps_words_and_pictures_with_their_sound():
@@ -106,8 +107,7 @@ def test_crop_keeps_words_and_pictures_with_their_sound():
             assert (word.text, round(word.start_sec / FRAME_SEC - 0.125)) in whole
             assert 0 <= word.start_sec < 60 * FRAME_SEC
         assert min(starts) <= 10  # the question is whole
-        onset = int(cut.visuals[0].start_sec / FRAME_SEC)
-        assert onset in {max(0, 5 - s) for s in starts}
+        assert onset_of(cut.visuals[0].start_sec) in {5 - s for s in starts}
 
 
 def test_crops_begin_between_turns():

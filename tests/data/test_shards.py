@@ -28,7 +28,7 @@ def make_samples(count: int, seed: int = 0) -> list[Sample]:
             f"folder/call{i}",
             torch.randint(-1, 16, (4, 5 + i), generator=generator).to(torch.int16),
             [Word("été", 0.1, 0.35, "user"), Word("red", 0.4, 0.7)],
-            [Visual(os.urandom(50 + i), 0.25)] if i % 2 else [],
+            [Visual(os.urandom(50 + i), 0.25), Visual(os.urandom(9), 1.5, "clip", 4.0)][: i % 3],
             {"turns": [{"question": "what?"}], "voice": i},
         )
         for i in range(count)
@@ -42,7 +42,7 @@ def test_round_trip(tmp_path):
             writer.write(sample)
     shards = ShardSet(tmp_path / "set", codec_hash=STAMP.hash)
     assert len(shards) == 7 and len(shards.info.files) == 3
-    assert shards.info.frames == sum(range(5, 12)) and shards.info.pictures == 3
+    assert shards.info.frames == sum(range(5, 12)) and shards.info.pictures == 6
     assert shards.num_frames.tolist() == [5 + i for i in range(7)]
     for index in (6, 0, 3, 1):
         got, expected = shards[index], samples[index]
@@ -84,11 +84,11 @@ def _edit(folder, changes):
     (folder / SIDECAR).write_text(json.dumps(data))
 
 
-@pytest.mark.parametrize("version", [0, 2, None])
+@pytest.mark.parametrize("version", [1, 3, None])
 def test_other_version_is_refused_by_name(tmp_path, version):
     write_shards(tmp_path / "set", make_samples(1), codec=STAMP)
     _edit(tmp_path / "set", {"schema_version": version})
-    with pytest.raises(ShardError, match=f"schema version {version}, this program reads 1"):
+    with pytest.raises(ShardError, match=f"schema version {version}, this program reads 2; pack the calls again"):
         ShardSet(tmp_path / "set")
 
 

@@ -49,7 +49,7 @@ def test_calls_become_shards(data, small_checkpoint, tmp_path):
         wave = torch.from_numpy(soundfile.read(data / f"{i}.wav", dtype="float32")[0].T.copy())
         expected = codec.encode(wave[:, None]).flatten(0, 1)
         assert torch.equal(sample.codes.long(), expected)  # left first; the batch's padding has left no trace
-        assert sample.visuals[0].image == (data / f"{i}.png").read_bytes() and sample.visuals[0].start_sec == 0.08
+        assert sample.visuals[0].data == (data / f"{i}.png").read_bytes() and sample.visuals[0].start_sec == 0.08
         assert [(w.text, w.speaker) for w in sample.words] == [("red", "main"), ("what", "user")]
         assert sample.meta == {"turns": [i]}
 

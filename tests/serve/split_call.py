@@ -23,6 +23,7 @@ from mmspeech.serve.parallel import split_model
 GREEDY = GenerationConfig(text_temperature=0, audio_temperature=0)
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (64, 64), "blue")
 PICTURES = {3: (RED, None), 40: (RED, BLUE), 90: (BLUE, RED), 150: (None, None), 170: (None, BLUE)}
+SHOWN = range(50, 145, 7)  # to the first call alone: more than a model remembers
 AGAIN_AT, ACCIDENT_AT = 120, 20
 
 
@@ -34,6 +35,8 @@ def record(bundle, num_frames: int, accident=None) -> dict[str, torch.Tensor]:
     for index, pcm in enumerate(sound):
         if index in PICTURES:
             calls.see(PICTURES[index])
+        if index in SHOWN:
+            calls.show(RED.rotate(index), 0)
         if index == AGAIN_AT:
             calls.generator.reset(torch.tensor([False, True]), seeds=[0, 5])
         if index == ACCIDENT_AT and accident is not None:

@@ -44,10 +44,10 @@ def assert_equal_to_one_process(checkpoint: Path, folder: Path) -> None:
     assert one["gate"].max() > 0
 
 
-def test_two_processes_say_what_one_says(small_checkpoint, tmp_path):
-    """Greedy, 200 frames of two calls, with pictures that come, change and go, one call starting over, and a mistake of
-    the caller in between."""
-    assert_equal_to_one_process(small_checkpoint, tmp_path)
+def test_two_processes_say_what_one_says(remembering_checkpoint, tmp_path):
+    """Greedy, 200 frames of two calls, with pictures that come, change and go, more of them than are remembered, one
+    call starting over, and a mistake of the caller in between."""
+    assert_equal_to_one_process(remembering_checkpoint, tmp_path)
 
 
 @pytest.mark.slow

@@ -1,10 +1,14 @@
+import io
+
 import pytest
 import torch
 from PIL import Image
 
 from mmspeech.config import GenerationConfig
-from mmspeech.serve.engine import CallBatch, SightError
+from mmspeech.serve.engine import CallBatch
+from mmspeech.serve.eyes import FrameInbox, SightError
 from mmspeech.serve.session import ReplyWatch, Session, Transcript
+from mmspeech.vision.image import ImageError
 
 FRAME = 1920
 GREEDY = GenerationConfig(text_temperature=0, audio_temperature=0)
@@ -155,3 +159,102 @@ def test_hum_does_not_keep_a_call_open():
 def test_words_before_the_question_ended_are_no_answer():
     spoken = dict.fromkeys(range(0, 5), True) | dict.fromkeys(range(40, 50), True)
     assert frames_until_end(ReplyWatch(question_sec=2.0), spoken) == 49 + 19
+
+
+def noise_picture(seed: int) -> Image.Image:
+    pixels = torch.randint(0, 256, (24, 24, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+def hidden_of(bundle, plan: dict[int, list[tuple[int, float | None]]], *, steps: int = 30) -> torch.Tensor:
+    """[T, D] of a call; plan: before which step which pictures (by number) are shown, with their stamps."""
+    calls, rows = CallBatch(bundle, sampling=GREEDY), []
+    for index, frame in enumerate(speech(steps)):
+        for number, at_sec in plan.get(index, []):
+            calls.show(noise_picture(number), 0, at_sec=at_sec)
+        calls.think(calls.listen(frame[None]))
+        rows.append(calls.generator.trace.hidden[0])
+    return torch.stack(rows)
+
+
+def test_frames_wait_for_their_time_and_change_nothing_before_it(remembering_bundle):
+    """Shown beforehand or just in time is the same, and a frame with stamp t is not felt before t."""
+    in_time = hidden_of(remembering_bundle, {3: [(1, 0.21)], 10: [(2, 0.8)], 17: [(3, None)]})
+    ahead = hidden_of(remembering_bundle, {0: [(1, 0.21)], 4: [(2, 0.8)], 17: [(3, None)]})
+    assert torch.equal(in_time, ahead)
+    other = hidden_of(remembering_bundle, {0: [(1, 0.21)], 4: [(9, 0.8)], 17: [(3, None)]})
+    same = (ahead == other).all(dim=1).tolist()
+    assert all(same[:10]) and not any(same[10:])
+
+
+def test_many_frames_come_and_memory_stays_as_it_is(remembering_bundle):
+    calls = CallBatch(remembering_bundle, batch_size=2, sampling=GREEDY)
+    sizes = []
+    for index, frame in enumerate(speech(40)):
+        calls.show(noise_picture(index), index % 2)
+        calls.step(frame[None].expand(2, -1))
+        tensors = calls.state_tensors()
+        sizes.append((len(tensors), sum(tensor.nbytes for tensor in tensors), [t.data_ptr() for t in tensors]))
+    assert all(size == sizes[0] for size in sizes)
+    assert [counts.shown for counts in calls.frame_counts] == [20, 20]
+
+
+def test_the_newest_frame_wins_and_the_others_are_counted():
+    inbox, red, blue = FrameInbox(), RED, BLUE
+    inbox.put(red, at_sec=None, step=5)
+    inbox.put(blue, at_sec=None, step=5)
+    assert inbox.take(step=5).size == BLUE.size and inbox.take(step=6) is None
+    assert (inbox.counts.shown, inbox.counts.dropped, inbox.counts.broken) == (1, 1, 0)
+    for late_sec in (0.1, 0.4, -3.0):  # what is seen now is of 0.4 s
+        inbox.put(red, at_sec=late_sec, step=7)
+    assert inbox.take(step=7) is None and inbox.counts.dropped == 4
+    inbox.put(red, at_sec=0.41, step=7)  # late, but newer
+    assert inbox.take(step=7) is not None
+    inbox.put(red, at_sec=2.0, step=8)
+    inbox.put(red, at_sec=1.5, step=8)  # older than one that waits
+    inbox.put(red, at_sec=2.0, step=8)  # the same again
+    assert inbox.take(step=24) is None and inbox.counts.dropped == 6
+    assert inbox.take(step=25) is not None
+    inbox.put(red, at_sec=9.0, step=26)
+    inbox.put(blue, at_sec=None, step=26)
+    assert inbox.take(step=26).size == BLUE.size and inbox.counts.dropped == 7
+
+
+def test_broken_frames_are_counted_and_the_call_goes_on(small_bundle):
+    session, pcm = Session(small_bundle, GREEDY, picture=RED), speech(4)
+    session.step(pcm[0])
+    for bad in (b"", b"no picture", png(RED)[:60]):
+        session.see(bad)
+        session.step(pcm[1])
+    session.see(BLUE, at_sec=float("nan"))
+    assert session.frames.broken == 4 and session.frames.shown == 1
+    session.see(png(BLUE))
+    session.step(pcm[2])
+    assert session.frames.shown == 2 and session.frames.dropped == 0
+    with pytest.raises(ImageError, match="is not a picture"):
+        Session(small_bundle, picture=b"no picture")
+    with pytest.raises(ValueError, match="nothing at 3.0 s: .* call forget"):
+        session.see(None, at_sec=3.0)
+
+
+def png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_to_forget_is_to_see_nothing(remembering_bundle):
+    pcm, lag = speech(12), max(remembering_bundle.config.lm.delays)
+    session = Session(remembering_bundle, GREEDY, picture=RED)
+    gates = []
+    for index, frame in enumerate(pcm):
+        if index == 4:
+            session.see(BLUE, at_sec=60.0)
+            session.forget()
+            session.see(BLUE, at_sec=0.2)  # of a time before that
+        if index == 8:
+            session.see(BLUE)
+        gates.append(session.step(frame).gate)
+    seeing = [gate > 0 for gate in gates[lag:]]
+    assert seeing == [index < 4 or index >= 8 for index in range(len(seeing))]
+    assert (session.frames.shown, session.frames.dropped) == (2, 2)
