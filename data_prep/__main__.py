@@ -99,18 +99,23 @@ def speak(
 
 @app.command()
 def remix(
-    like: Annotated[Path, typer.Option(help="A shard set of voiced calls, which lends its turns and its codec.")],
+    like: Annotated[list[Path], typer.Option(help="A shard set of voiced calls, which lends its turns and its codec.")],
     out: OutDir,
     count: Annotated[int, typer.Option(min=1)],
     seed: Seed = 0,
     split: Split = "train",
     size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
-    num_turns: Annotated[int, typer.Option(min=1, help="Turns of a call, at most.")] = 3,
+    num_turns: Annotated[int, typer.Option(min=1, help="Turns of a call about a still picture, at most.")] = 3,
+    clip_share: Annotated[float, typer.Option(min=0, max=1, help="Calls about a clip.")] = 0.0,
+    swap_share: Annotated[float, typer.Option(min=0, max=1, help="Calls in which the picture changes.")] = 0.0,
+    commentary_share: Annotated[float, typer.Option(min=0, max=1, help="Of the clips: told as they happen.")] = 0.2,
 ) -> None:
-    """Put voiced turns together anew, under new pictures of which they are true: a shard set."""
-    from data_prep.remix import make_remix
+    """Put voiced turns together anew, under new pictures and clips of which they are true: a shard set."""
+    from data_prep.remix import RemixSettings, make_remix
 
-    info = make_remix(out, like=like, count=count, seed=seed, split=split, size_px=size_px, num_turns=num_turns)
+    values = {"seed": seed, "split": split, "size_px": size_px, "num_turns": num_turns}
+    values |= {"clips": clip_share, "swaps": swap_share, "commentary": commentary_share}
+    info = make_remix(out, parse_config(RemixSettings, values, source="remix"), like=like, count=count)
     typer.echo(f"{out}: {info.calls} calls, {info.frames} frames, {info.pictures} pictures")
 
 

@@ -1,4 +1,5 @@
-"""`preview`: one call to look at and listen to: its wav, its pictures and clips, and a page with every word on the frame grid."""
+"""`preview`: one call to look at and listen to: its wav, what is shown in it, and a page with every word on the frame
+grid."""
 
 import base64
 from collections import defaultdict
@@ -32,7 +33,7 @@ class Cell:
 
 
 def preview(data: Path, out: Path, *, call: str | None = None, tokenizer: Path | None = None) -> list[str]:
-    """Write NAME.wav, its pictures and clips, and NAME.html (which holds all) of one call, the first or the one named, to `out`.
+    """Write NAME.wav, its pictures and clips, and NAME.html (which holds all) of one call, the first or the one named.
 
     With a tokenizer file the page shows the model's text tokens too. Returns the lines to print: one per frame in which
     something is said. Raises ConfigError for a call that is not there or cannot be read.

@@ -1,97 +1,125 @@
-"""`remix`: voiced questions and answers put together anew, under pictures of which they are true.
+"""`remix`: voiced questions and answers put together anew, under pictures and clips of which they are true.
 
-A question goes with many answers and an answer with many scenes: "on the left is a red star". So a set of voiced calls
-lends its questions and its answers (codes and words, cut in the silence around them) to new scenes, and the eyes learn
-from many more pictures than were spoken about; no voice gives the answer away. Only turns of the rendered world can be
-lent: what they are about is known from their words.
+A question goes with many answers and an answer with many scenes: "on the left is a red star". So sets of voiced calls
+lend their questions and their answers (codes and words, cut in the silence around them) to new scenes, and the eyes
+learn from many more pictures than were spoken about; no voice gives the answer away. Clips begin such that what is said
+is true when it is said. Only turns of the rendered world can be lent: what they are about is known from their words.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
+from pydantic import Field, model_validator
 
-from data_prep.dialogue import SIDES, Turn, plural, visual_turn
+from data_prep.bank import Bank, Piece
+from data_prep.clips import COMMENTARY_APART_SEC
+from data_prep.dialogue import visual_turn
+from data_prep.film import film
+from data_prep.happenings import random_clip
+from data_prep.motion import SEEN_FPS, Clip, seen_sec
+from data_prep.motion_dialogue import TimedTurn, clip_turns, commentary
 from data_prep.render import render_png
 from data_prep.scenes import item_rng
-from data_prep.world import COLOURS, SHAPES, Scene, random_scene
-from mmspeech.config import ConfigError
-from mmspeech.data.shards import ShardSet, ShardSetInfo, write_shards
+from data_prep.speak import COMMENT_WITHIN_SEC, FIRST_ROOM_SEC, Timing
+from data_prep.world import Scene, random_scene
+from mmspeech.config import StrictModel
+from mmspeech.data.shards import ShardSetInfo, write_shards
 from mmspeech.frames import frames_to_seconds, seconds_to_frames
-from mmspeech.types import Sample, Visual, Word
+from mmspeech.types import Sample, Visual
 
-BEFORE_SEC, AFTER_SEC = 1.2, 0.6  # the longest silence taken along before a question and after an answer
 TRIES = 60  # turns that are thought up for a call; one that nobody voiced is passed over
-TOPICS = frozenset((*SHAPES, *(plural(shape) for shape in SHAPES), *COLOURS, *SIDES))
+CLIP_TRIES = 8  # clips that are thought up for a call
+EARLY_SHARE = 0.5  # of the calls about clips: the call begins after its clip, as when training takes a part of a call
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Frames `first` to `end` (excluded) of a voiced call: a question or an answer, with half of the gap between."""
+class RemixSettings(StrictModel):
+    """What decides on the calls of a remix.
 
-    call: int
-    first: int
-    end: int
+    `num_turns`: of a call about a still picture, at most. `clips` and `swaps` are shares of all calls (a swap: one turn
+    each about two pictures), `commentary` of those about clips.
+    """
 
+    seed: int = Field(0, ge=0)
+    split: str = "train"
+    size_px: int = 96
+    num_turns: int = Field(3, ge=1)
+    clips: float = Field(0.0, ge=0, le=1)
+    swaps: float = Field(0.0, ge=0, le=1)
+    commentary: float = Field(0.2, ge=0, le=1)
 
-class Bank:
-    """What was voiced in a shard set: questions by what they ask, answers by their words."""
-
-    def __init__(self, voiced: ShardSet):
-        from rich.progress import track
-
-        self.voiced = voiced
-        self._questions: dict[tuple, list[Piece]] = defaultdict(list)
-        self._answers: dict[tuple[str, str], list[Piece]] = defaultdict(list)
-        for call in track(range(len(voiced)), description="listen"):
-            for record, question, answer in _turns_of(voiced[call], call):
-                self._questions[_topic(record["kind"], record["question"])].append(question)
-                self._answers[record["kind"], record["answer"]].append(answer)
-        if not self._questions:
-            raise ConfigError(f"{voiced.path}: no turns in its calls; expected a set packed from `data_prep speak`")
-
-    def find(self, turn: Turn, rng: np.random.Generator) -> tuple[Piece, Piece] | None:
-        """A question that asks the same, by any voice in any words, and the answer; None where nobody said it."""
-        questions = self._questions.get(_topic(turn.kind, turn.question))
-        answers = self._answers.get((turn.kind, turn.answer))
-        if not questions or not answers:
-            return None
-        return questions[int(rng.integers(len(questions)))], answers[int(rng.integers(len(answers)))]
-
-    def sound(self, piece: Piece) -> tuple[Tensor, list[Word]]:
-        """Codes [2K, T] of the piece, and its words in seconds from its first frame."""
-        sample = self.voiced[piece.call]
-        first_sec, end_sec = frames_to_seconds(piece.first), frames_to_seconds(piece.end)
-        words = [word for word in sample.words if first_sec <= word.start_sec < end_sec]
-        return sample.codes[:, piece.first : piece.end], [_later(word, -first_sec) for word in words]
+    @model_validator(mode="after")
+    def _shares_fit(self):
+        if self.clips + self.swaps > 1:
+            raise ValueError(f"shares of clips {self.clips} and swaps {self.swaps} are more than 1 together")
+        return self
 
 
-def make_remix(
-    out: Path, *, like: Path, count: int, seed: int, split: str = "train", size_px: int = 96, num_turns: int = 3
-) -> ShardSetInfo:
-    """Write a set of `count` calls of up to `num_turns` turns voiced in the set `like`, each about a scene of its own.
+def make_remix(out: Path, settings: RemixSettings, *, like: Sequence[Path], count: int) -> ShardSetInfo:
+    """Write a set of `count` calls of turns voiced in the sets `like`, each about scenes or a clip of its own.
 
-    Its codec stamp is that of `like`. Raises ConfigError for a set without turns.
+    Its codec stamp is that of `like`. A call for which nothing was voiced is left out. Raises ConfigError for sets
+    without turns or of different codecs.
     """
     from rich.progress import track
 
-    bank = Bank(ShardSet(like))
-    samples = _samples(bank, track(range(count), description="remix"), seed, split, size_px, num_turns)
-    return write_shards(out, samples, codec=bank.voiced.info.codec)
+    bank = Bank(like)
+    return write_shards(out, _samples(bank, track(range(count), description="remix"), settings), codec=bank.codec)
 
 
-def _samples(bank: Bank, numbers, seed: int, split: str, size_px: int, num_turns: int) -> Iterator[Sample]:
+def _samples(bank: Bank, numbers, settings: RemixSettings) -> Iterator[Sample]:
     for number in numbers:
-        rng = item_rng(seed, split, number, "remix")
-        scene = random_scene(rng, split=split)
-        pieces = _true_pieces(bank, scene, rng, num_turns)
-        if pieces:
-            picture = Visual(render_png(scene, size_px=size_px), start_sec=0.0)
-            yield _join(bank, pieces, f"{number:06d}", picture, split)
+        rng = item_rng(settings.seed, settings.split, number, "remix")
+        made = _maker(settings, number)(bank, rng, settings)
+        if made is not None:
+            placed, visuals, kind = made
+            codes, words = bank.join(placed)
+            yield Sample(f"{number:06d}", codes, words, visuals, {"kind": kind, "split": settings.split})
+
+
+Made = tuple[list[tuple[Piece, int]], list[Visual], str]
+
+
+def _maker(settings: RemixSettings, number: int) -> Callable[[Bank, np.random.Generator, RemixSettings], Made | None]:
+    drawn = item_rng(settings.seed, settings.split, number, "remix kind").random()
+    return _of_clip if drawn < settings.clips else _of_swap if drawn < settings.clips + settings.swaps else _of_scene
+
+
+def _of_scene(bank: Bank, rng: np.random.Generator, settings: RemixSettings) -> Made | None:
+    scene = random_scene(rng, split=settings.split)
+    pieces = _true_pieces(bank, scene, rng, settings.num_turns)
+    if not pieces:
+        return None
+    return _in_turn(pieces), [Visual(render_png(scene, size_px=settings.size_px))], "visual"
+
+
+def _of_swap(bank: Bank, rng: np.random.Generator, settings: RemixSettings) -> Made | None:
+    """The second picture comes when the first answer and half of the silence after it are over, or a little later."""
+    scenes = [random_scene(rng, split=settings.split) for _ in range(2)]
+    pieces = [_true_pieces(bank, scene, rng, 1) for scene in scenes]
+    if not all(pieces):
+        return None
+    placed = _in_turn([piece for pair in pieces for piece in pair])
+    second_sec = frames_to_seconds(placed[2][1]) + rng.uniform(0.0, 0.4)
+    pictures = [render_png(scene, size_px=settings.size_px) for scene in scenes]
+    return placed, [Visual(pictures[0]), Visual(pictures[1], round(second_sec, 3))], "swap"
+
+
+def _of_clip(bank: Bank, rng: np.random.Generator, settings: RemixSettings) -> Made | None:
+    """One turn, or one request to tell and what is told."""
+    telling = rng.random() < settings.commentary
+    for _ in range(CLIP_TRIES):
+        if telling:
+            clip = random_clip(rng, split=settings.split, apart_sec=COMMENTARY_APART_SEC)
+            made = _told(bank, commentary(clip, rng), rng)
+        else:
+            clip = random_clip(rng, split=settings.split)
+            made = _asked(bank, clip, rng)
+        if made is not None:
+            placed, start_sec = made
+            return placed, [_visual(clip, start_sec, settings)], "clip"
+    return None
 
 
 def _true_pieces(bank: Bank, scene: Scene, rng: np.random.Generator, num_turns: int) -> list[Piece]:
@@ -107,35 +135,47 @@ def _true_pieces(bank: Bank, scene: Scene, rng: np.random.Generator, num_turns: 
     return [piece for pair in found.values() for piece in pair]
 
 
-def _join(bank: Bank, pieces: list[Piece], name: str, picture: Visual, split: str) -> Sample:
-    codes, words, now_frames = [], [], 0
-    for piece in pieces:
-        sound, spoken = bank.sound(piece)
-        codes.append(sound)
-        words += [_later(word, frames_to_seconds(now_frames)) for word in spoken]
-        now_frames += sound.shape[1]
-    return Sample(name, torch.cat(codes, dim=1), words, [picture], {"kind": "visual", "split": split})
+def _in_turn(pieces: Sequence[Piece]) -> list[tuple[Piece, int]]:
+    starts = itertools.accumulate((piece.num_frames for piece in pieces), initial=0)
+    return list(zip(pieces, starts, strict=False))
 
 
-def _topic(kind: str, question: str) -> tuple:
-    """What a question asks, whatever its words."""
-    return (kind, *sorted(word for word in question.split() if word in TOPICS))
+def _asked(bank: Bank, clip: Clip, rng: np.random.Generator) -> tuple[list[tuple[Piece, int]], float] | None:
+    """A question about the clip with its answer, and when the clip begins."""
+    for timed in itertools.islice(clip_turns(clip, rng), TRIES // CLIP_TRIES):
+        voiced = bank.find(timed.turn, rng)
+        if voiced is not None:
+            return _placed(bank, voiced, timed, rng, early=rng.random() < EARLY_SHARE)
+    return None
 
 
-def _turns_of(sample: Sample, call: int) -> Iterator[tuple[dict, Piece, Piece]]:
-    """Record, question and answer of the turns that stand alone: nobody else's words in them, no interruption."""
-    records = sample.meta.get("turns", [])
-    ends_sec = [0.0, *(turn["answer_end_sec"] for turn in records)]
-    starts_sec = [*(turn["question_start_sec"] for turn in records[1:]), frames_to_seconds(sample.codes.shape[1])]
-    for record, before_sec, after_sec in zip(records, ends_sec, starts_sec, strict=False):
-        begins_sec, ends = record["question_start_sec"], record["answer_end_sec"]
-        if record["interrupted"] or begins_sec <= before_sec or ends >= after_sec:
-            continue
-        first = seconds_to_frames(max(before_sec, begins_sec - BEFORE_SEC), round_up=True)
-        middle = seconds_to_frames((record["question_end_sec"] + record["answer_start_sec"]) / 2)
-        end = seconds_to_frames(min(after_sec, ends + AFTER_SEC))
-        yield record, Piece(call, first, middle), Piece(call, middle, end)
+def _placed(
+    bank: Bank, voiced: tuple[Piece, Piece], timed: TimedTurn, rng: np.random.Generator, *, early: bool
+) -> tuple[list[tuple[Piece, int]], float]:
+    """The turn such that its question ends when it is true; not `early`: after silence while the clip begins."""
+    true_sec = timed.earliest_sec + rng.uniform(0.0, min(FIRST_ROOM_SEC, timed.latest_sec - timed.earliest_sec))
+    asked_sec = bank.words(voiced[0])[-1].end_sec
+    wait = 0 if early else seconds_to_frames(max(0.0, true_sec - asked_sec), round_up=True)
+    placed = [(piece, at + wait) for piece, at in _in_turn(voiced)]
+    return placed, round(frames_to_seconds(wait) + asked_sec - true_sec, 3)
 
 
-def _later(word: Word, by_sec: float) -> Word:
-    return replace(word, start_sec=word.start_sec + by_sec, end_sec=word.end_sec + by_sec)
+def _told(bank: Bank, timed: TimedTurn, rng: np.random.Generator) -> tuple[list[tuple[Piece, int]], float] | None:
+    """The request, and each comment soon after its event."""
+    voiced = bank.find(timed.turn, rng)
+    comments = [bank.comment(comment.text, rng) for comment in timed.comments]
+    if voiced is None or not all(comments):
+        return None
+    placed, start_sec = _placed(bank, voiced, timed, rng, early=False)
+    for comment, piece in zip(timed.comments, comments, strict=True):
+        react_sec = seen_sec(comment.event_sec) + rng.uniform(*Timing().reaction_sec)
+        free = placed[-1][1] + placed[-1][0].num_frames
+        at = max(free, seconds_to_frames(start_sec + react_sec, round_up=True))
+        if frames_to_seconds(at) > start_sec + comment.event_sec + COMMENT_WITHIN_SEC:
+            return None
+        placed.append((piece, at))
+    return placed, start_sec
+
+
+def _visual(clip: Clip, start_sec: float, settings: RemixSettings) -> Visual:
+    return Visual(film(clip, size_px=settings.size_px), start_sec, "clip", SEEN_FPS)

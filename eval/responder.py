@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Question:
-    """One call to make: the line it comes from, the caller's wave [N] at 24 kHz, and the pictures to show, each with its
-    time in seconds of the call, in order. The call lasts until `listen_sec` at least."""
+    """One call to make: the line it comes from, the caller's wave [N] at 24 kHz, and the pictures to show, in order,
+    each with its time in seconds of the call. The call lasts until `listen_sec` at least."""
 
     line: Line
     wave: np.ndarray

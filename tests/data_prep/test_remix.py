@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from data_prep.dialogue import visual_dialogue, visual_turn
-from data_prep.remix import make_remix
+from data_prep.remix import RemixSettings, make_remix
 from data_prep.scenes import item_rng
 from data_prep.world import random_scene
 from mmspeech.config import ConfigError
@@ -44,7 +44,7 @@ def voiced(tmp_path_factory):
 
 
 def test_answers_are_true_of_the_picture_and_follow_their_question(voiced, tmp_path):
-    make_remix(tmp_path / "out", like=voiced, count=12, seed=3)
+    make_remix(tmp_path / "out", RemixSettings(seed=3), like=[voiced], count=12)
     calls = ShardSet(tmp_path / "out")
     assert calls.info.codec == STAMP and calls.info.pictures == len(calls) >= 10
     for index in range(len(calls)):
@@ -58,7 +58,7 @@ def test_answers_are_true_of_the_picture_and_follow_their_question(voiced, tmp_p
 
 
 def test_codes_and_words_come_from_the_same_frames(voiced, tmp_path):
-    make_remix(tmp_path / "out", like=voiced, count=4, seed=0)
+    make_remix(tmp_path / "out", RemixSettings(seed=0), like=[voiced], count=4)
     source, call = ShardSet(voiced), ShardSet(tmp_path / "out")[0]
     for word in call.words:
         frame = int(word.start_sec * 12.5 + 1e-6)
@@ -69,7 +69,7 @@ def test_codes_and_words_come_from_the_same_frames(voiced, tmp_path):
 
 def test_the_same_seed_makes_the_same_calls(voiced, tmp_path):
     for name in ("a", "b"):
-        make_remix(tmp_path / name, like=voiced, count=3, seed=1)
+        make_remix(tmp_path / name, RemixSettings(seed=1), like=[voiced], count=3)
     one, two = (ShardSet(tmp_path / name) for name in ("a", "b"))
     assert [one[i].words for i in range(len(one))] == [two[i].words for i in range(len(two))]
     assert all(torch.equal(one[i].codes, two[i].codes) for i in range(len(one)))
@@ -79,7 +79,7 @@ def test_a_set_without_turns_is_refused(tmp_path):
     codes = torch.zeros(4, 20, dtype=torch.int16)
     write_shards(tmp_path / "set", [Sample("0", codes, [], [], {})], codec=STAMP)
     with pytest.raises(ConfigError, match="no turns in its calls; expected a set packed from `data_prep speak`"):
-        make_remix(tmp_path / "out", like=tmp_path / "set", count=1, seed=0)
+        make_remix(tmp_path / "out", RemixSettings(seed=0), like=[tmp_path / "set"], count=1)
     assert not (tmp_path / "out").exists()
 
 
