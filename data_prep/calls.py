@@ -126,4 +126,5 @@ def _read_visual(entry: dict[str, Any], *, file: Path, root: Path) -> Visual:
         if (folder / entry["path"]).is_file():
             data = (folder / entry["path"]).read_bytes()
             return Visual(data, float(entry.get("start_sec", 0.0)), kind, fps)
-    raise ManifestError(f"{file}: {kind} {entry['path']} is not there; expected it beside the json or the manifest")
+    named = "picture" if kind == "image" else "clip"
+    raise ManifestError(f"{file}: {named} {entry['path']} is not there; expected it beside the json or the manifest")

@@ -192,12 +192,13 @@ def _time_faults(words: list[Word], duration_sec: float) -> Iterator[str]:
 
 def _visual_faults(visuals: list[Visual], duration_sec: float) -> Iterator[str]:
     for number, visual in enumerate(visuals):
+        named = f"{'picture' if visual.kind == 'image' else 'clip'} {number}"
         try:
             _read_visual(visual)
         except ConfigError as error:
-            yield f"{visual.kind} {number}: {error}"
+            yield f"{named}: {error}"
         if not 0 <= visual.start_sec <= duration_sec:
-            yield f"{visual.kind} {number} comes at {visual.start_sec} s of {duration_sec:.3f}"
+            yield f"{named} comes at {visual.start_sec} s of {duration_sec:.3f}"
 
 
 def _read_visual(visual: Visual) -> None:

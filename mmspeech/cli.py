@@ -147,7 +147,9 @@ def bench(
     model: Model = None,
     frames: Annotated[int, typer.Option(min=10, help="Frames to time (12.5 are a second of call).")] = 250,
     video: Annotated[Path | None, typer.Option(help="Time how fast this clip is decoded, and nothing else.")] = None,
-    fps: Annotated[float, typer.Option(min=0.01, max=100, help="Frames of the clip per second of it.")] = 2.0,
+    long: Annotated[bool, typer.Option("--long", help="A call that lasts, shown pictures all the time.")] = False,
+    minutes: Annotated[int, typer.Option(min=3, help="How long the long call is.")] = 60,
+    fps: Annotated[float, typer.Option(min=0.01, max=100, help="Of clip or long call: pictures a second.")] = 2.0,
     out: Annotated[Path | None, typer.Option(help="Write the numbers as JSON here.")] = None,
     device: Device = "cpu",
     tensor_parallel: TensorParallel = 1,
@@ -158,6 +160,11 @@ def bench(
             from mmspeech.commands.bench_video import run_bench_video
 
             run_bench_video(video, fps=fps, out=out)
+            return
+        if long:
+            from mmspeech.commands.bench_long import run_bench_long
+
+            run_bench_long(model, minutes=minutes, fps=fps, out=out, device=device, tensor_parallel=tensor_parallel)
             return
         from mmspeech.commands.bench import run_bench
 

@@ -204,6 +204,10 @@ def _check_expressible(config: ModelConfig) -> None:
             problems.append(f"lm.fusion.gate_hidden {fusion.gate_hidden} (theirs is always dim / 8)")
         if fusion.gate_shift != -4.0:
             problems.append(f"lm.fusion.gate_shift {fusion.gate_shift} (theirs is always -4)")
+        if fusion.memory_frames != 1 or fusion.summary_slots:
+            problems.append(f"lm.fusion.memory_frames {fusion.memory_frames} (theirs see a single picture)")
+        if fusion.age_buckets:
+            problems.append(f"lm.fusion.age_buckets {fusion.age_buckets} (theirs know no time)")
         if vision.projector_hidden is not None:
             problems.append("vision.projector_hidden")
         if vision.project != (vision.tower_dim != source_dim(fusion, lm.temporal)):

@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from clips import write_clip
 from PIL import Image
 
 from data_prep import encode as encode_module
 from data_prep.calls import ManifestError, read_manifest, read_transcript
+from data_prep.check import check_shards
 from data_prep.encode import encode
 from data_prep.pack import pack
 from mmspeech.checkpoint import codec_hash, load_codec
 from mmspeech.config import ConfigError
 from mmspeech.data.shards import ShardSet
+from mmspeech.types import Visual
 
 
 @pytest.fixture
@@ -118,6 +121,19 @@ def test_bad_manifests_are_refused_in_one_line(data, tmp_path):
     manifest.write_text("\n")
     with pytest.raises(ManifestError, match="no calls in it"):
         read_manifest(data)
+
+
+def test_clips_go_into_shards_whole(data, small_checkpoint, tmp_path):
+    pytest.importorskip("av")
+    clip = write_clip(data / "c.mp4", num_frames=10)
+    described = json.loads((data / "0.json").read_text())
+    described["visuals"] += [{"kind": "clip", "path": "c.mp4", "start_sec": 0.04, "fps": 5}]
+    (data / "0.json").write_text(json.dumps(described))
+    encode(data=data, codec_dir=small_checkpoint, out=tmp_path / "codes")
+    info, _ = pack(data=data, codes=tmp_path / "codes", out=tmp_path / "shards")
+    assert info.pictures == 6 and check_shards(tmp_path / "shards").faults == []
+    first, second = ShardSet(tmp_path / "shards")[0].visuals
+    assert first == Visual(clip.read_bytes(), 0.04, "clip", 5.0) and second.kind == "image"
 
 
 def test_pictures_that_are_not_there_are_named(data):

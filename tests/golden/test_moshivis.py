@@ -271,6 +271,8 @@ def test_nothing_that_is_there_is_written_over(tmp_path):
         (("lm", "temporal", "max_period"), None, "without rotary positions"),
         (("lm", "fusion", "gate_hidden"), 5, r"gate_hidden 5 \(theirs is always dim / 8\)"),
         (("lm", "fusion", "gate_shift"), 2.0, r"gate_shift 2.0 \(theirs is always -4\)"),
+        (("lm", "fusion"), {"memory_frames": 3}, r"memory_frames 3 \(theirs see a single picture\)"),
+        (("lm", "fusion"), {"memory_frames": 3, "age_buckets": 8}, r"age_buckets 8 \(theirs know no time\)"),
         (("vision", "projector_hidden"), 5, "vision.projector_hidden"),
         (("vision", "tower_dim"), 99, "vision.tower_dim 99"),
         (("lm", "depth", "norm_eps"), 0.1, "norm rms_variance with eps 0.1"),
