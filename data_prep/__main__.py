@@ -122,7 +122,12 @@ def remix(
 @app.command()
 def questions(
     out: OutDir,
-    name: Annotated[str, typer.Option(help="known, unseen, talk, pause or barge.")],
+    name: Annotated[
+        str,
+        typer.Option(
+            help="known, unseen, talk, pause, barge; motion, change, present, past, swap, commentary (also _unseen)."
+        ),
+    ],
     count: Annotated[int, typer.Option(min=1)] = 200,
     seed: Seed = 0,
     split: Split = "test",

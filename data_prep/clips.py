@@ -1,6 +1,5 @@
 """`clips`: calls about clips, about pictures that change in the middle, and about still pictures, as files."""
 
-import itertools
 import json
 from pathlib import Path
 
@@ -77,7 +76,7 @@ Seen = list[tuple[Clip | Scene, bytes]]  # what is shown, and the file of it
 def clip_dialogue(clip: Clip, rng: np.random.Generator, *, telling: bool) -> list[TimedTurn]:
     """Questions about a clip, those that must be asked soon first; with `telling`, after the request to tell."""
     wanted, found = int(rng.integers(1, 4)) + (not telling), []
-    for timed in itertools.islice(clip_turns(clip, rng), 12):
+    for timed in clip_turns(clip, rng, tries=30):
         if len(found) < wanted and all(timed.turn.answer != other.turn.answer for other in found):
             found.append(timed)
     found.sort(key=lambda timed: (timed.latest_sec, timed.earliest_sec))

@@ -405,11 +405,14 @@ GROUPS: dict[str, tuple[tuple[Maker, float], ...]] = {
 }
 
 
-def clip_turns(clip: Clip, rng: np.random.Generator, *, groups: tuple[str, ...] = tuple(GROUPS)) -> Iterator[TimedTurn]:
-    """Questions about the clip without end, each with one right answer and a time to ask it."""
+def clip_turns(
+    clip: Clip, rng: np.random.Generator, *, groups: tuple[str, ...] = tuple(GROUPS), tries: int = 100
+) -> Iterator[TimedTurn]:
+    """Questions about the clip, as many as are found in so many tries, each with one right answer and a time to ask
+    it; the same may come twice."""
     makers, weights = zip(*(pair for group in groups for pair in GROUPS[group]), strict=True)
     shares = np.array(weights) / sum(weights)
-    while True:
+    for _ in range(tries):
         timed = makers[int(rng.choice(len(makers), p=shares))](clip, rng)
         if timed is None:
             continue

@@ -142,7 +142,7 @@ def _in_turn(pieces: Sequence[Piece]) -> list[tuple[Piece, int]]:
 
 def _asked(bank: Bank, clip: Clip, rng: np.random.Generator) -> tuple[list[tuple[Piece, int]], float] | None:
     """A question about the clip with its answer, and when the clip begins."""
-    for timed in itertools.islice(clip_turns(clip, rng), TRIES // CLIP_TRIES):
+    for timed in clip_turns(clip, rng, tries=TRIES // CLIP_TRIES):
         voiced = bank.find(timed.turn, rng)
         if voiced is not None:
             return _placed(bank, voiced, timed, rng, early=rng.random() < EARLY_SHARE)
