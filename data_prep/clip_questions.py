@@ -25,6 +25,7 @@ UNSEEN = "_unseen"  # after the name of a set: held-out voices
 ABOUT = (*GROUPS, "swap", "commentary")
 CLIP_SETS = tuple(name + voices for name in ABOUT for voices in ("", UNSEEN))
 LEAD_SEC = 0.5
+FIRST_SEC = 0.8  # the least time for which a picture is seen before it is swapped
 _TURNS_PER_SCENE = 300  # enough to have thought of everything that can be said of it
 _TRIES = 1000
 
@@ -42,7 +43,7 @@ def make_clip_question(
     track = Track()
     length_sec = say_question(track, timed.turn.question, voice, 0.0, rng, Timing(pause_share=0.0))
     true_sec = timed.earliest_sec + rng.uniform(0.0, min(FIRST_ROOM_SEC, timed.latest_sec - timed.earliest_sec))
-    begin_sec = max(LEAD_SEC, true_sec - length_sec)
+    begin_sec = max(LEAD_SEC, true_sec - length_sec + (FIRST_SEC if about == "swap" else 0.0))
     end_sec = begin_sec + length_sec
     start_sec = round(end_sec - true_sec, 3)
     whole = Track()
@@ -105,6 +106,6 @@ def _write_shown(folder: Path, stem: str, shown: Clip | list[Scene], *, start_se
     for number, scene in enumerate(shown):
         write_atomic(folder / f"{stem}-{number}.png", render_png(scene, size_px=size_px))
         write_atomic(folder / f"{stem}-{number}.scene.json", scene.model_dump_json().encode())
-    pairs = [[0.0, f"{stem}-0.png"], [max(start_sec, 0.1), f"{stem}-1.png"]]
+    pairs = [[0.0, f"{stem}-0.png"], [start_sec, f"{stem}-1.png"]]
     write_atomic(folder / f"{stem}.pairs.json", json.dumps(pairs).encode())
     return {"video": f"{folder.name}/{stem}.pairs.json"}
