@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mmspeech.config import ConfigError
+from mmspeech.config import ConfigError, parse_config
 
 _UsageError = typer.BadParameter.__base__  # what the command line parser raises
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
@@ -44,12 +44,37 @@ def scenes(
 
 
 @app.command()
+def clips(
+    out: OutDir,
+    count: Annotated[int, typer.Option(min=1)],
+    seed: Seed = 0,
+    split: Split = "train",
+    size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
+    commentary_share: Annotated[float, typer.Option(min=0, max=1, help="Of the clips: told as they happen.")] = 0.25,
+    swap_share: Annotated[float, typer.Option(min=0, max=1, help="Calls in which the picture changes.")] = 0.15,
+    still_share: Annotated[float, typer.Option(min=0, max=1, help="Calls about one still picture.")] = 0.1,
+    shard: Shard = "0/1",
+) -> None:
+    """Film clips and write dialogues about them, and about pictures that change in the middle of a call."""
+    from data_prep.clips import ClipSettings, make_clips
+
+    values = {"seed": seed, "split": split, "size_px": size_px}
+    values |= {"commentary": commentary_share, "swap": swap_share, "still": still_share}
+    make_clips(out, parse_config(ClipSettings, values, source="clips"), count=count, shard=shard_of(shard))
+
+
+@app.command()
 def render(
     scene: Path,
-    out: Annotated[Path, typer.Option(help="The PNG file to write.")],
+    out: Annotated[Path, typer.Option(help="The PNG file to write, or for a clip the mp4 file.")],
     size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
 ) -> None:
-    """Draw one scene JSON into a picture."""
+    """Draw one scene JSON into a picture, or film one clip JSON."""
+    if out.suffix.lower() == ".mp4":
+        from data_prep.film import film_file
+
+        film_file(scene, out, size_px=size_px)
+        return
     from data_prep.render import render_file
 
     render_file(scene, out, size_px=size_px)
@@ -74,21 +99,24 @@ def speak(
 
 @app.command()
 def remix(
-    like: Annotated[Path, typer.Option(help="A shard set of voiced calls, which lends its questions.")],
+    like: Annotated[list[Path], typer.Option(help="A shard set of voiced calls, which lends its questions.")],
     codec: Annotated[Path, typer.Option(help="Codec or checkpoint directory: the one of that set.")],
     out: OutDir,
     count: Annotated[int, typer.Option(min=1)],
     seed: Seed = 0,
     split: Split = "train",
     size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
-    num_turns: Annotated[int, typer.Option(min=1, help="Turns of a call, at most.")] = 3,
+    num_turns: Annotated[int, typer.Option(min=1, help="Turns of a call about a still picture, at most.")] = 3,
+    clip_share: Annotated[float, typer.Option(min=0, max=1, help="Calls about a clip.")] = 0.0,
+    swap_share: Annotated[float, typer.Option(min=0, max=1, help="Calls in which the picture changes.")] = 0.0,
+    commentary_share: Annotated[float, typer.Option(min=0, max=1, help="Of the clips: told as they happen.")] = 0.2,
 ) -> None:
-    """Ask voiced questions again, under new pictures and with the answers that are true of them: a shard set."""
-    from data_prep.remix import make_remix
+    """Ask voiced questions again, under new pictures and clips and with the answers that are true of them."""
+    from data_prep.remix import RemixSettings, make_remix
 
-    info = make_remix(
-        out, like=like, codec_dir=codec, count=count, seed=seed, split=split, size_px=size_px, num_turns=num_turns
-    )
+    values = {"seed": seed, "split": split, "size_px": size_px, "num_turns": num_turns}
+    values |= {"clips": clip_share, "swaps": swap_share, "commentary": commentary_share}
+    info = make_remix(out, parse_config(RemixSettings, values, source="remix"), like=like, codec_dir=codec, count=count)
     typer.echo(f"{out}: {info.calls} calls, {info.frames} frames, {info.pictures} pictures")
 
 
@@ -112,7 +140,12 @@ def facts(
 @app.command()
 def questions(
     out: OutDir,
-    name: Annotated[str, typer.Option(help="known, unseen, talk, pause or barge.")],
+    name: Annotated[
+        str,
+        typer.Option(
+            help="known, unseen, talk, pause, barge; motion, change, present, past, swap, commentary (also _unseen)."
+        ),
+    ],
     count: Annotated[int, typer.Option(min=1)] = 200,
     seed: Seed = 0,
     split: Split = "test",

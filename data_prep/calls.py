@@ -35,7 +35,7 @@ class Call:
 
 @dataclass
 class Transcript:
-    """What the json beside a call holds: words of both speakers, pictures, and the rest as `meta`."""
+    """What the json beside a call holds: words of both speakers, pictures and clips, and the rest as `meta`."""
 
     words: list[Word]
     visuals: list[Visual]

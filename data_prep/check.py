@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.calls import Call, ManifestError, find_manifests, manifest_lines, read_transcript
+from data_prep.motion import SEEN_FPS
 from data_prep.phones import PHONES
+from data_prep.speak import COMMENT_WITHIN_SEC
 from data_prep.tts import HELD_OUT_VOICES
 from mmspeech.config import ConfigError
 from mmspeech.data.shards import SIDECAR, ShardError, ShardSet, speaker_rows
 from mmspeech.frames import SAMPLE_RATE_HZ, frames_to_seconds
 from mmspeech.types import Sample, Visual, Word
-from mmspeech.vision.image import ImageError, load_image
+from mmspeech.vision.image import load_image
+from mmspeech.vision.timeline import Timeline
 
 SLACK_SEC = 0.08  # one frame: what rounding and a synthesiser's overlapping words may differ by
 _TURN_TIMES = ("question_start_sec", "question_end_sec", "answer_start_sec", "answer_end_sec")
@@ -219,8 +222,9 @@ def _phone_faults(phones: dict, duration_sec: float) -> Iterator[str]:
 
 
 def _meta_faults(meta: dict, visuals: list[Visual]) -> Iterator[str]:
-    if meta.get("entry", {}).get("kind") == "visual" and not visuals:
-        yield "a visual call without a picture"
+    kind = meta.get("entry", {}).get("kind", "blind")
+    if kind != "blind" and not visuals:
+        yield f"a {kind} call in which nothing is seen"
     voice = meta.get("voice")
     if voice is not None and meta.get("split") == "train" and f"{voice['engine']}:{voice['name']}" in _HELD_OUT:
         yield f"the voice {voice['name']} is held out, but the call is for training"
@@ -241,8 +245,19 @@ def _turn_faults(turn: dict, words: list[Word], duration_sec: float) -> Iterator
     said, answer = _said(words, "main", times[2], times[3]), turn["answer"].split()
     if said != (answer[: len(said)] if turn["interrupted"] else answer):
         yield f"the answer is {turn['answer']!r}, but the words are {' '.join(said)!r}"
-    if not any(f" {accepted} " in f" {turn['answer']} " for accepted in turn["answers"]):
-        yield f"the answer {turn['answer']!r} holds none of the accepted {turn['answers']}"
+    yield from _answer_faults(turn["answer"], turn["answers"])
+    for comment in turn.get("comments", []):
+        start_sec, end_sec, event_sec = (comment[key] for key in ("start_sec", "end_sec", "event_sec"))
+        if not event_sec <= start_sec <= event_sec + COMMENT_WITHIN_SEC or end_sec > duration_sec + SLACK_SEC:
+            yield f"{comment['text']!r} is said at {start_sec} s, but happened at {event_sec} s"
+        if (told := _said(words, "main", start_sec, end_sec)) != comment["text"].split():
+            yield f"{comment['text']!r} is told, but the words are {' '.join(told)!r}"
+        yield from _answer_faults(comment["text"], comment["answers"])
+
+
+def _answer_faults(answer: str, accepted: list[str]) -> Iterator[str]:
+    if not any(f" {wanted} " in f" {answer} " for wanted in accepted):
+        yield f"the answer {answer!r} holds none of the accepted {accepted}"
 
 
 def _said(words: list[Word], speaker: str, start_sec: float, end_sec: float) -> list[str]:
@@ -265,8 +280,12 @@ def _question_faults(entry: dict, root: Path, report: CheckReport) -> Iterator[s
             yield f"{key} is {value}, expected seconds within {duration_sec:.3f}"
     if np.abs(wave).max() < 1e-3:
         yield f"{entry['audio']} is silent"
-    if entry.get("image") is not None:
-        try:
+    try:
+        if entry.get("image") is not None:
             load_image(root / entry["image"])
-        except ImageError as error:
-            yield str(error)
+        if entry.get("video") is not None:
+            timeline = Timeline(root / entry["video"], fps=entry.get("fps", SEEN_FPS))
+            timeline.due(math.inf)
+            yield from timeline.problems
+    except ConfigError as error:
+        yield str(error)

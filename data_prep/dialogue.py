@@ -8,7 +8,7 @@ In a question, "|" marks where a speaker may pause: never where the question cou
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -163,18 +163,19 @@ LATE = ("here is a picture |", "look at this picture |", "i have a picture for y
         "now look here |", "i will show you a picture |")  # fmt: skip
 
 
-def _pick(rng: np.random.Generator, items):
+def pick(rng: np.random.Generator, items: Sequence):
+    """One of the items."""
     return items[int(rng.integers(len(items)))]
 
 
-def _articles(text: str) -> str:
+def articles(text: str) -> str:
     """ "a orange" becomes "an orange", also across a pause mark."""
     return re.sub(r"\ba (\| )?orange", r"an \1orange", text)
 
 
-def _turn(rng, kind: str, forms: tuple[str, ...], answer: str, answers: tuple[str, ...], **words: str) -> Turn:
-    question = _pick(rng, forms).format(**words)
-    return Turn(kind, _articles(question), _articles(answer), tuple(map(_articles, answers)))
+def form_turn(rng, kind: str, forms: tuple[str, ...], answer: str, answers: tuple[str, ...], **words: str) -> Turn:
+    question = pick(rng, forms).format(**words)
+    return Turn(kind, articles(question), articles(answer), tuple(map(articles, answers)))
 
 
 def _unique(scene: Scene, field: str) -> list[SceneObject]:
@@ -185,17 +186,17 @@ def _unique(scene: Scene, field: str) -> list[SceneObject]:
 def _colour_of_shape(scene: Scene, rng) -> Turn | None:
     if not (items := _unique(scene, "shape")):
         return None
-    item = _pick(rng, items)
+    item = pick(rng, items)
     answer = f"the colour of the {item.shape} is {item.colour}"
-    return _turn(rng, "colour_of_shape", COLOUR_OF_SHAPE, answer, (item.colour,), shape=item.shape)
+    return form_turn(rng, "colour_of_shape", COLOUR_OF_SHAPE, answer, (item.colour,), shape=item.shape)
 
 
 def _shape_of_colour(scene: Scene, rng) -> Turn | None:
     if not (items := _unique(scene, "colour")):
         return None
-    item = _pick(rng, items)
+    item = pick(rng, items)
     answer = f"the {item.colour} one is a {item.shape}"
-    return _turn(rng, "shape_of_colour", SHAPE_OF_COLOUR, answer, (item.shape,), colour=item.colour)
+    return form_turn(rng, "shape_of_colour", SHAPE_OF_COLOUR, answer, (item.shape,), colour=item.colour)
 
 
 def _at_side(item: SceneObject, side: str) -> bool:
@@ -207,16 +208,16 @@ def _what_at(scene: Scene, rng) -> Turn | None:
     sides = [side for side in SIDES if len(found[side]) == 1]
     if not sides:
         return None
-    side = _pick(rng, sides)
+    side = pick(rng, sides)
     on, name = "on" if side in ("left", "right") else "at", found[side][0].name
-    return _turn(rng, "what_at", WHAT_AT, f"{on} the {side} is a {name}", (name,), on=on, side=side)
+    return form_turn(rng, "what_at", WHAT_AT, f"{on} the {side} is a {name}", (name,), on=on, side=side)
 
 
 def _named(scene: Scene, rng) -> tuple[SceneObject, str] | None:
     """An object that can be named without doubt, by its shape or by colour and shape."""
     named = [(item, item.shape) for item in _unique(scene, "shape")]
     named += [(item, item.name) for item in _unique(scene, "name")]
-    return _pick(rng, named) if named else None
+    return pick(rng, named) if named else None
 
 
 def _where_is(scene: Scene, rng) -> Turn | None:
@@ -224,31 +225,31 @@ def _where_is(scene: Scene, rng) -> Turn | None:
         return None
     item, name = named
     place = PLACE_NAMES[item.row][item.column]
-    return _turn(rng, "where_is", WHERE_IS, f"the {name} is {place}", (place,), name=name)
+    return form_turn(rng, "where_is", WHERE_IS, f"the {name} is {place}", (place,), name=name)
 
 
 def _size_of(scene: Scene, rng) -> Turn | None:
     if (named := _named(scene, rng)) is None:
         return None
     item, name = named
-    return _turn(rng, "size_of", SIZE_OF, f"the size of the {name} is {item.size}", (f"is {item.size}",), name=name)
+    return form_turn(rng, "size_of", SIZE_OF, f"the size of the {name} is {item.size}", (f"is {item.size}",), name=name)
 
 
 def _count_all(scene: Scene, rng) -> Turn:
     number = NUMBERS[len(scene.objects)]
-    return _turn(rng, "count_all", COUNT_ALL, f"the count of objects is {number}", (number,))
+    return form_turn(rng, "count_all", COUNT_ALL, f"the count of objects is {number}", (number,))
 
 
 def _count_value(scene: Scene, rng, field: str, values: tuple[str, ...]) -> tuple[str, int]:
     present = sorted({getattr(item, field) for item in scene.objects})
-    value = _pick(rng, values) if rng.random() < 0.2 else _pick(rng, present)
+    value = pick(rng, values) if rng.random() < 0.2 else pick(rng, present)
     return value, sum(getattr(item, field) == value for item in scene.objects)
 
 
 def _count_colour(scene: Scene, rng) -> Turn:
     colour, count = _count_value(scene, rng, "colour", COLOURS)
     answer = f"the count of {colour} objects is {NUMBERS[count]}"
-    return _turn(rng, "count_colour", COUNT_COLOUR, answer, (NUMBERS[count],), colour=colour)
+    return form_turn(rng, "count_colour", COUNT_COLOUR, answer, (NUMBERS[count],), colour=colour)
 
 
 def plural(shape: str) -> str:
@@ -258,28 +259,28 @@ def plural(shape: str) -> str:
 def _count_shape(scene: Scene, rng) -> Turn:
     shape, count = _count_value(scene, rng, "shape", SHAPES)
     answer = f"the count of {plural(shape)} is {NUMBERS[count]}"
-    return _turn(rng, "count_shape", COUNT_SHAPE, answer, (NUMBERS[count],), shapes=plural(shape))
+    return form_turn(rng, "count_shape", COUNT_SHAPE, answer, (NUMBERS[count],), shapes=plural(shape))
 
 
 def _exists(scene: Scene, rng) -> Turn:
     names = {item.name for item in scene.objects} | {item.shape for item in scene.objects}
     if rng.random() < 0.5:
-        name = _pick(rng, sorted(names))
-        return _turn(rng, "exists", EXISTS, f"a {name} yes there is", ("yes",), name=name)
+        name = pick(rng, sorted(names))
+        return form_turn(rng, "exists", EXISTS, f"a {name} yes there is", ("yes",), name=name)
     # A false name shares its shape or colour with something there as often as not.
     while True:
-        item = _pick(rng, scene.objects)
-        colour, shape = _pick(rng, COLOURS), _pick(rng, SHAPES)
-        name = _pick(rng, (f"{item.colour} {shape}", f"{colour} {item.shape}", f"{colour} {shape}", shape))
+        item = pick(rng, scene.objects)
+        colour, shape = pick(rng, COLOURS), pick(rng, SHAPES)
+        name = pick(rng, (f"{item.colour} {shape}", f"{colour} {item.shape}", f"{colour} {shape}", shape))
         if name not in names:
-            return _turn(rng, "exists", EXISTS, f"a {name} no there is not", ("no",), name=name)
+            return form_turn(rng, "exists", EXISTS, f"a {name} no there is not", ("no",), name=name)
 
 
 def _describe(scene: Scene, rng) -> Turn:
     items = sorted(scene.objects, key=lambda item: (item.column, item.row, item.x))
     names = [f"a {item.name}" for item in items]
     listed = " ".join(names[:-1] + ["and"] + names[-1:]) if len(names) > 1 else names[0]
-    return _turn(rng, "describe", DESCRIBE, f"i see {listed}", (listed,))
+    return form_turn(rng, "describe", DESCRIBE, f"i see {listed}", (listed,))
 
 
 VISUAL_KINDS: tuple[tuple[Callable, float], ...] = (
@@ -296,7 +297,7 @@ def visual_turn(scene: Scene, rng: np.random.Generator) -> Turn:
         if (turn := make(scene, rng)) is not None:
             break
     if rng.random() < 0.08:
-        turn = replace(turn, question=f"{_pick(rng, LATE)} {turn.question}")
+        turn = replace(turn, question=f"{pick(rng, LATE)} {turn.question}")
     return turn
 
 
@@ -307,9 +308,9 @@ def refused_turn(scene: Scene, rng: np.random.Generator) -> Turn:
 
 
 def small_talk_turn(rng: np.random.Generator) -> Turn:
-    kind = _pick(rng, sorted(SMALL_TALK))
+    kind = pick(rng, sorted(SMALL_TALK))
     forms, answer = SMALL_TALK[kind]
-    return Turn(kind, _pick(rng, forms), answer, (answer,))
+    return Turn(kind, pick(rng, forms), answer, (answer,))
 
 
 def repeat_turn(scene: Scene, rng: np.random.Generator) -> Turn:
@@ -320,7 +321,7 @@ def repeat_turn(scene: Scene, rng: np.random.Generator) -> Turn:
         start = int(rng.integers(max(1, len(words) - 2)))
         words = words[start : start + int(rng.integers(2, 6))]
     phrase = " ".join(words)
-    return _turn(rng, "repeat", REPEAT, phrase, (phrase,), phrase=phrase)
+    return form_turn(rng, "repeat", REPEAT, phrase, (phrase,), phrase=phrase)
 
 
 def visual_dialogue(scene: Scene, rng: np.random.Generator, *, num_turns: int) -> list[Turn]:

@@ -1,4 +1,5 @@
-"""`preview`: one call to look at and listen to: its wav, its pictures, and a page with every word on the frame grid."""
+"""`preview`: one call to look at and listen to: its wav, what is shown in it, and a page with every word on the frame
+grid."""
 
 import base64
 from collections import defaultdict
@@ -32,7 +33,7 @@ class Cell:
 
 
 def preview(data: Path, out: Path, *, call: str | None = None, tokenizer: Path | None = None) -> list[str]:
-    """Write NAME.wav, its pictures and NAME.html (which holds both) of one call, the first or the one named, to `out`.
+    """Write NAME.wav, its pictures and clips, and NAME.html (which holds all) of one call, the first or the one named.
 
     With a tokenizer file the page shows the model's text tokens too. Returns the lines to print: one per frame in which
     something is said. Raises ConfigError for a call that is not there or cannot be read.
@@ -104,7 +105,7 @@ def _page(call: Call, transcript: Transcript, wave: np.ndarray, tokens: list[Cel
     return template.substitute(
         name=escape(call.id),
         columns=FRAMES_PER_STRIP,
-        pictures="".join(pictures) or "no picture: a blind call",
+        pictures="".join(pictures) or "nothing is shown: a blind call",
         audio=_data_uri("audio/wav", call.audio.read_bytes()),
         facts=escape("; ".join([f"{call.duration_sec:.2f} s", *facts])),
         turns="".join(f"<li>{escape(_turn(turn))}</li>" for turn in transcript.meta.get("turns", [])),
@@ -167,13 +168,15 @@ def _envelope(wave: np.ndarray, length: int, speaker: str) -> str:
 
 def _turn(turn: dict) -> str:
     answers = f"{turn['answer']} [{' | '.join(turn['answers'])}]" + (" (interrupted)" if turn["interrupted"] else "")
-    return f"{turn['question_start_sec']:.2f} s {turn['question']} → {turn['answer_start_sec']:.2f} s {answers}"
+    told = [f" → {c['start_sec']:.2f} s {c['text']} ({c['event_sec']:.2f} s)" for c in turn.get("comments", [])]
+    asked = f"{turn['question_start_sec']:.2f} s {turn['question']} → {turn['answer_start_sec']:.2f} s {answers}"
+    return asked + "".join(told)
 
 
 def _shown(visual: Visual) -> str:
     source = f'src="{_data_uri(_mime(visual), visual.data)}"'
     if visual.kind == "clip":
-        return f"<video controls muted {source}></video>"
+        return f'<video controls loop muted data-sec="{visual.start_sec:.3f}" {source}></video>'
     return f'<img alt="what the model sees" {source}>'
 
 

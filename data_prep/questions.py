@@ -2,10 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from data_prep.clip_questions import CLIP_SETS, make_clip_question
 from data_prep.dialogue import Turn, small_talk_turn, visual_turn
 from data_prep.effects import user_channel
 from data_prep.files import write_atomic, write_wav
@@ -17,20 +17,22 @@ from data_prep.world import Scene, random_scene
 from mmspeech.config import ConfigError, read_mapping
 from mmspeech.frames import SAMPLE_RATE_HZ
 
-QuestionSet = Literal["known", "unseen", "talk", "pause", "barge"]
-SETS: tuple[QuestionSet, ...] = ("known", "unseen", "talk", "pause", "barge")
+STILL_SETS = ("known", "unseen", "talk", "pause", "barge")
+SETS = (*STILL_SETS, *CLIP_SETS)
 LEAD_SEC = 0.5
 INTERRUPT_AFTER_SEC = 1.3  # of the first question's end: the model is in the middle of its answer
 LONG_ANSWER_SEC = 1.9
 
 
 def make_questions(
-    out: Path, *, name: QuestionSet, count: int, seed: int, split: str, size_px: int, clean: bool = False
+    out: Path, *, name: str, count: int, seed: int, split: str, size_px: int, clean: bool = False
 ) -> Path:
     """Write `count` questions (wav and picture) to out/NAME/ and the manifest out/NAME.jsonl last; returns it.
 
     known: voices of training; unseen: held-out voices; talk: small talk, no picture; pause: a pause inside every
-    question; barge: a second question that interrupts the answer to the first. `clean`: no room, noise or telephone.
+    question; barge: a second question that interrupts the answer to the first. About clips: motion, change, present
+    (what is there now), past, commentary; swap: the picture changes before or within the question; each of these also
+    as NAME_unseen. `clean`: no room, noise or telephone.
     A question that is there is kept, so this can be killed and run again.
     None is left out: raises ConfigError when one cannot be made, when the folder holds questions of other settings or
     for an unknown set or split, FileNotFoundError when a synthesiser is not installed.
@@ -50,7 +52,9 @@ def make_questions(
         try:
             line = _made_before(folder / f"{stem}.json", settings)
             if line is None:
-                line = _make_one(folder, stem, name=name, rng=rng, split=split, size_px=size_px, clean=clean)
+                make = make_clip_question if name in CLIP_SETS else _make_one
+                line = make(folder, stem, name=name, rng=rng, split=split, size_px=size_px, clean=clean)
+                line = {"id": stem} | line
                 write_atomic(folder / f"{stem}.json", json.dumps({"settings": settings, "line": line}).encode())
             lines.append(line)
         except ConfigError as error:
@@ -70,7 +74,7 @@ def _made_before(record: Path, settings: dict) -> dict | None:
 
 
 def _make_one(
-    folder: Path, stem: str, *, name: QuestionSet, rng: np.random.Generator, split: str, size_px: int, clean: bool
+    folder: Path, stem: str, *, name: str, rng: np.random.Generator, split: str, size_px: int, clean: bool
 ) -> dict:
     scene = random_scene(rng, split=split)
     turns = _turns(scene, name, rng)
@@ -83,7 +87,6 @@ def _make_one(
     wave = user_channel(track.wave(int((end_sec + 0.2) * SAMPLE_RATE_HZ)), rng, clean=clean)
     write_wav(folder / f"{stem}.wav", wave)
     line = {
-        "id": stem,
         "audio": f"{name}/{stem}.wav",
         "image": None if name == "talk" else f"{name}/{stem}.png",
         "question": plain_text(turns[-1].question),
@@ -100,7 +103,7 @@ def _make_one(
     return line
 
 
-def _turns(scene: Scene, name: QuestionSet, rng: np.random.Generator) -> list[Turn]:
+def _turns(scene: Scene, name: str, rng: np.random.Generator) -> list[Turn]:
     """The questions of one line: one, or for `barge` one with a long answer and the one that interrupts it."""
     if name == "talk":
         return [small_talk_turn(rng)]

@@ -1,138 +1,185 @@
-"""`remix`: voiced questions asked again, under other pictures and with the answers that are true of those.
+"""`remix`: voiced questions asked again, under other pictures and clips and with the answers that are true of those.
 
-A question goes with many answers and an answer with many scenes: "on the left is a red star". So a set of voiced calls
-lends its questions (codes and words, cut in the silence around them) to new scenes, and the model's own voice speaks
+A question goes with many answers and an answer with many scenes: "on the left is a red star". So sets of voiced calls
+lend their questions (codes and words, cut in the silence around them) to new scenes, and the model's own voice speaks
 the answers anew. The eyes learn from many more pictures than were spoken about, and no voice gives the answer away.
-Only turns of the rendered world can be lent: what they are about is known from their words.
+Clips begin such that what is said is true when it is said. Only turns of the rendered world can be lent: what they are
+about is known from their words.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from data_prep.dialogue import SIDES, Turn, plural, visual_turn
+from data_prep.bank import Bank, Piece
+from data_prep.clips import COMMENTARY_APART_SEC
+from data_prep.dialogue import visual_turn
+from data_prep.film import film
+from data_prep.happenings import random_clip
+from data_prep.motion import SEEN_FPS, Clip, seen_sec
+from data_prep.motion_dialogue import TimedTurn, clip_turns, commentary
+from data_prep.mouth import LEAD_SEC, TAIL_SEC, Mouth
 from data_prep.render import render_png
 from data_prep.scenes import item_rng
-from data_prep.tts import MODEL_VOICE, require_synthesisers, synthesise
-from data_prep.world import COLOURS, SHAPES, Scene, random_scene
-from mmspeech.audio.codec import Codec
+from data_prep.speak import COMMENT_WITHIN_SEC, FIRST_ROOM_SEC, Timing
+from data_prep.tts import require_synthesisers
+from data_prep.world import Scene, random_scene
 from mmspeech.checkpoint import codec_hash, load_codec
-from mmspeech.config import ConfigError
-from mmspeech.data.shards import ShardSet, ShardSetInfo, speaker_rows, write_shards
+from mmspeech.config import StrictModel
+from mmspeech.data.shards import ShardSetInfo, write_shards
 from mmspeech.frames import frames_to_seconds, seconds_to_frames
 from mmspeech.types import Sample, Visual, Word
 
-BEFORE_SEC = 1.2  # the longest silence taken along before a question
-LEAD_SEC, TAIL_SEC = 0.2, 0.6  # silence around an answer
-# Silence that the codec hears before an answer and that is cut off again: its first frames after a start are unlike
-# those of a silence that lasts, and would tell the model that an answer comes.
-SETTLE_FRAMES = 25
 TRIES = 60  # turns that are thought up for a call; one that nobody asked for is passed over
-ANSWERS = 1600  # distinct answers that are spoken: descriptions are endless, and each takes half a second
-TOPICS = frozenset((*SHAPES, *(plural(shape) for shape in SHAPES), *COLOURS, *SIDES))
+CLIP_TRIES = 8  # clips that are thought up for a call
+EARLY_SHARE = 0.5  # of the calls about clips: the call begins after its clip, as when training takes a part of a call
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Frames `first` to `end` (excluded) of a voiced call: a question, with half of the gap after it. Up to `quiet_end`
-    the user says nothing."""
+class RemixSettings(StrictModel):
+    """What decides on the calls of a remix.
 
-    call: int
-    first: int
-    end: int
-    quiet_end: int
+    `num_turns`: of a call about a still picture, at most. `clips` and `swaps` are shares of all calls (a swap: one turn
+    each about two pictures), `commentary` of those about clips.
+    """
 
+    seed: int = Field(0, ge=0)
+    split: str = "train"
+    size_px: int = 96
+    num_turns: int = Field(3, ge=1)
+    clips: float = Field(0.0, ge=0, le=1)
+    swaps: float = Field(0.0, ge=0, le=1)
+    commentary: float = Field(0.2, ge=0, le=1)
 
-class Bank:
-    """The questions that were voiced in a shard set, by what they ask."""
-
-    def __init__(self, voiced: ShardSet):
-        from rich.progress import track
-
-        self.voiced = voiced
-        self._questions: dict[tuple, list[Piece]] = defaultdict(list)
-        for call in track(range(len(voiced)), description="listen"):
-            for record, question in _turns_of(voiced[call], call):
-                self._questions[_topic(record["kind"], record["question"])].append(question)
-        if not self._questions:
-            raise ConfigError(f"{voiced.path}: no turns in its calls; expected a set packed from `data_prep speak`")
-
-    def find(self, turn: Turn, rng: np.random.Generator) -> Piece | None:
-        """A question that asks the same, by any voice in any words; None where nobody asked it."""
-        questions = self._questions.get(_topic(turn.kind, turn.question))
-        return None if not questions else questions[int(rng.integers(len(questions)))]
-
-    def sound(self, piece: Piece) -> tuple[Tensor, list[Word], Tensor]:
-        """Codes [2K, T] of the question, its words in seconds from its first frame, and the user's codes [K, Q] of the
-        silence after it."""
-        sample = self.voiced[piece.call]
-        first_sec, end_sec = frames_to_seconds(piece.first), frames_to_seconds(piece.end)
-        words = [word for word in sample.words if first_sec <= word.start_sec < end_sec]
-        _, user = speaker_rows(sample.codes[:, piece.end : piece.quiet_end])
-        return sample.codes[:, piece.first : piece.end], [_later(word, -first_sec) for word in words], user
+    @model_validator(mode="after")
+    def _shares_fit(self):
+        if self.clips + self.swaps > 1:
+            raise ValueError(f"shares of clips {self.clips} and swaps {self.swaps} are more than 1 together")
+        return self
 
 
-class Mouth:
-    """Speaks answers in the model's voice: the first `limit` distinct ones it is asked for."""
+@dataclass
+class Draft:
+    """A call while it is put together: lines of codes with the frame each begins in."""
 
-    def __init__(self, codec: Codec, *, limit: int = ANSWERS):
-        self.codec, self.limit = codec, limit
-        self._said: dict[str, tuple[Tensor, list[Word]]] = {}
+    bank: Bank
+    mouth: Mouth
+    visuals: list[Visual] = field(default_factory=list)
+    words: list[Word] = field(default_factory=list)
+    end_frame: int = 0
+    _lines: list[tuple[int, Tensor]] = field(default_factory=list)
+    _quiet: list[tuple[int, Tensor]] = field(default_factory=list)
 
-    def say(self, text: str) -> tuple[Tensor, list[Word]] | None:
-        """Codes [K, T] and words in seconds from the first frame; None beyond the limit."""
-        if text not in self._said and len(self._said) < self.limit:
-            self._said[text] = self._speak(text)
-        return self._said.get(text)
+    def ask(self, piece: Piece, *, wait_frames: int = 0) -> None:
+        """The question, so many frames after all that was said."""
+        heard, at = self.bank.hear(piece), self.end_frame + wait_frames
+        self._quiet.append((self.end_frame, heard.quiet))
+        self._add(heard.codes, heard.words, at)
 
-    def _speak(self, text: str) -> tuple[Tensor, list[Word]]:
-        said = synthesise(text, MODEL_VOICE)
-        num_frames = seconds_to_frames(LEAD_SEC + said.duration_sec + TAIL_SEC, round_up=True)
-        wave = torch.zeros((SETTLE_FRAMES + num_frames) * self.codec.frame_samples)
-        start = SETTLE_FRAMES * self.codec.frame_samples + int(LEAD_SEC * self.codec.sample_rate_hz)
-        wave[start : start + len(said.wave)] = torch.from_numpy(said.wave)
-        words = [Word(word, LEAD_SEC + first_sec, LEAD_SEC + end_sec) for word, first_sec, end_sec in said.words]
-        return self.codec.encode(wave[None, None])[0, :, SETTLE_FRAMES:].to(torch.int16), words
+    def say(self, text: str, *, at: int | None = None) -> None:
+        """A sentence of the model with the silence around it, in place of what silence there is; None: at the end."""
+        codes, words = self.mouth.say(text)
+        self._add(codes, words, self.end_frame if at is None else at)
+
+    def _add(self, codes: Tensor, words: Iterable[Word], at: int) -> None:
+        self._lines.append((at, codes))
+        self.words += [word.later(frames_to_seconds(at)) for word in words]
+        self.end_frame = max(self.end_frame, at + codes.shape[1])
+
+    def codes(self) -> Tensor:
+        """[2K, T]: the lines, one over the other; where the user says nothing, the silence after the last question, and
+        before the first the one after that."""
+        num_rows = self.bank.codec.num_codebooks
+        silence = torch.tensor(self.bank.codec.silence_codes * 2, dtype=torch.int16)[:, None]
+        codes = silence.repeat(1, self.end_frame)
+        for at, quiet in self._quiet:
+            room = self.end_frame - at
+            codes[num_rows:, at:] = quiet.repeat(1, -(-room // quiet.shape[1]))[:, :room]
+        for at, line in self._lines:
+            codes[: line.shape[0], at : at + line.shape[1]] = line
+        return codes
 
 
 def make_remix(
-    out: Path,
-    *,
-    like: Path,
-    codec_dir: Path,
-    count: int,
-    seed: int,
-    split: str = "train",
-    size_px: int = 96,
-    num_turns: int = 3,
+    out: Path, settings: RemixSettings, *, like: Sequence[Path], codec_dir: Path, count: int
 ) -> ShardSetInfo:
-    """Write a set of `count` calls of up to `num_turns` turns asked in the set `like`, each about a scene of its own.
+    """Write a set of `count` calls of turns asked in the sets `like`, each about scenes or a clip of its own.
 
-    Raises ConfigError for a set without turns, or made with another codec than that in `codec_dir`.
+    A call for which nobody asked is left out. Raises ConfigError for sets without turns, or made with another codec
+    than that in `codec_dir`.
     """
     from rich.progress import track
 
     require_synthesisers()
     codec = load_codec(codec_dir)
-    bank, mouth = Bank(ShardSet(like, codec_hash=codec_hash(codec))), Mouth(codec)
-    samples = _samples(bank, mouth, track(range(count), description="remix"), seed, split, size_px, num_turns)
-    return write_shards(out, samples, codec=bank.voiced.info.codec)
+    bank, mouth = Bank(like, codec_hash=codec_hash(codec)), Mouth(codec)
+    samples = _samples(bank, mouth, track(range(count), description="remix"), settings)
+    return write_shards(out, samples, codec=bank.codec)
 
 
-def _samples(
-    bank: Bank, mouth: Mouth, numbers: Iterable[int], seed: int, split: str, size_px: int, num_turns: int
-) -> Iterator[Sample]:
+def _samples(bank: Bank, mouth: Mouth, numbers: Iterable[int], settings: RemixSettings) -> Iterator[Sample]:
     for number in numbers:
-        rng = item_rng(seed, split, number, "remix")
-        scene = random_scene(rng, split=split)
-        if turns := _true_turns(bank, mouth, scene, rng, num_turns):
-            picture = Visual(render_png(scene, size_px=size_px))
-            yield _join(bank, mouth, turns, f"{number:06d}", picture, split)
+        rng = item_rng(settings.seed, settings.split, number, "remix")
+        kind, make = _maker(settings, number)
+        if (draft := make(bank, mouth, rng, settings)) is not None:
+            meta = {"kind": kind, "split": settings.split}
+            yield Sample(f"{number:06d}", draft.codes(), draft.words, draft.visuals, meta)
+
+
+Maker = Callable[[Bank, Mouth, np.random.Generator, RemixSettings], Draft | None]
+
+
+def _maker(settings: RemixSettings, number: int) -> tuple[str, Maker]:
+    drawn = item_rng(settings.seed, settings.split, number, "remix kind").random()
+    if drawn < settings.clips:
+        return "clip", _of_clip
+    return ("swap", _of_swap) if drawn < settings.clips + settings.swaps else ("visual", _of_scene)
+
+
+def _of_scene(bank: Bank, mouth: Mouth, rng: np.random.Generator, settings: RemixSettings) -> Draft | None:
+    scene, draft = random_scene(rng, split=settings.split), Draft(bank, mouth)
+    draft.visuals.append(Visual(render_png(scene, size_px=settings.size_px)))
+    for piece, answer in _true_turns(bank, mouth, scene, rng, settings.num_turns):
+        draft.ask(piece)
+        draft.say(answer)
+    return draft if draft.words else None
+
+
+def _of_swap(bank: Bank, mouth: Mouth, rng: np.random.Generator, settings: RemixSettings) -> Draft | None:
+    """The second picture comes when the first answer and the silence after it are over, or a little later."""
+    draft = Draft(bank, mouth)
+    for late_sec in (0.0, rng.uniform(0.0, 0.4)):
+        scene = random_scene(rng, split=settings.split)
+        start_sec = round(frames_to_seconds(draft.end_frame) + late_sec, 3)
+        draft.visuals.append(Visual(render_png(scene, size_px=settings.size_px), start_sec))
+        turns = _true_turns(bank, mouth, scene, rng, 1)
+        if not turns:
+            return None
+        piece, answer = turns[0]
+        draft.ask(piece)
+        draft.say(answer)
+    return draft
+
+
+def _of_clip(bank: Bank, mouth: Mouth, rng: np.random.Generator, settings: RemixSettings) -> Draft | None:
+    """One turn, or one request to tell and what is told."""
+    telling = rng.random() < settings.commentary
+    for _ in range(CLIP_TRIES):
+        draft = Draft(bank, mouth)
+        if telling:
+            clip = random_clip(rng, split=settings.split, apart_sec=COMMENTARY_APART_SEC)
+            start_sec = _tell(draft, commentary(clip, rng), rng)
+        else:
+            clip = random_clip(rng, split=settings.split)
+            start_sec = _ask_about(draft, clip, rng)
+        if start_sec is not None:
+            draft.visuals.append(Visual(film(clip, size_px=settings.size_px), start_sec, "clip", SEEN_FPS))
+            return draft
+    return None
 
 
 def _true_turns(
@@ -143,44 +190,45 @@ def _true_turns(
     for _ in range(TRIES):
         thought = visual_turn(scene, rng)
         asked = bank.find(thought, rng)
-        if asked is not None and mouth.say(thought.answer) is not None:
+        if asked is not None and mouth.can_say(thought.answer):
             found.setdefault(thought.answer, asked)
         if len(found) == num_turns:
             break
     return [(piece, answer) for answer, piece in found.items()]
 
 
-def _join(bank: Bank, mouth: Mouth, turns: list[tuple[Piece, str]], name: str, picture: Visual, split: str) -> Sample:
-    codes, words, now_frames = [], [], 0
-    for piece, answer in turns:
-        asked, asked_words, quiet = bank.sound(piece)
-        said, said_words = mouth.say(answer)
-        heard = quiet.repeat(1, -(-said.shape[1] // quiet.shape[1]))[:, : said.shape[1]]
-        for sound, spoken in ((asked, asked_words), (torch.cat([said, heard]), said_words)):
-            codes.append(sound)
-            words += [_later(word, frames_to_seconds(now_frames)) for word in spoken]
-            now_frames += sound.shape[1]
-    return Sample(name, torch.cat(codes, dim=1), words, [picture], {"kind": "visual", "split": split})
+def _ask_about(draft: Draft, clip: Clip, rng: np.random.Generator) -> float | None:
+    """A question about the clip with its answer; returns when the clip begins, None when nobody asked any."""
+    for timed in clip_turns(clip, rng, tries=TRIES // CLIP_TRIES):
+        asked = draft.bank.find(timed.turn, rng)
+        if asked is not None and draft.mouth.can_say(timed.turn.answer):
+            return _place(draft, asked, timed, rng, early=rng.random() < EARLY_SHARE)
+    return None
 
 
-def _topic(kind: str, question: str) -> tuple:
-    """What a question asks, whatever its words."""
-    return (kind, *sorted(word for word in question.split() if word in TOPICS))
+def _place(draft: Draft, asked: Piece, timed: TimedTurn, rng: np.random.Generator, *, early: bool) -> float:
+    """The turn such that its question ends when it is true; not `early`: after silence while the clip begins. Returns
+    when the clip begins."""
+    true_sec = timed.earliest_sec + rng.uniform(0.0, min(FIRST_ROOM_SEC, timed.latest_sec - timed.earliest_sec))
+    asked_sec = draft.bank.hear(asked).words[-1].end_sec
+    wait_frames = 0 if early else seconds_to_frames(max(0.0, true_sec - asked_sec), round_up=True)
+    draft.ask(asked, wait_frames=wait_frames)
+    draft.say(timed.turn.answer)
+    return round(frames_to_seconds(wait_frames) + asked_sec - true_sec, 3)
 
 
-def _turns_of(sample: Sample, call: int) -> Iterator[tuple[dict, Piece]]:
-    """Record and question of the turns that stand alone: nobody else's words in them, no interruption."""
-    records = sample.meta.get("turns", [])
-    ends_sec = [0.0, *(turn["answer_end_sec"] for turn in records)]
-    starts_sec = [*(turn["question_start_sec"] for turn in records[1:]), frames_to_seconds(sample.codes.shape[1])]
-    for record, before_sec, after_sec in zip(records, ends_sec, starts_sec, strict=False):
-        begins_sec, answered_sec = record["question_start_sec"], record["answer_end_sec"]
-        if record["interrupted"] or begins_sec <= before_sec or answered_sec >= after_sec:
-            continue
-        first = seconds_to_frames(max(before_sec, begins_sec - BEFORE_SEC), round_up=True)
-        middle = seconds_to_frames((record["question_end_sec"] + record["answer_start_sec"]) / 2)
-        yield record, Piece(call, first, middle, max(middle + 1, seconds_to_frames(after_sec)))
-
-
-def _later(word: Word, by_sec: float) -> Word:
-    return replace(word, start_sec=word.start_sec + by_sec, end_sec=word.end_sec + by_sec)
+def _tell(draft: Draft, timed: TimedTurn, rng: np.random.Generator) -> float | None:
+    """The request, and each comment soon after its event; None when one would come too late, or nobody asked."""
+    asked = draft.bank.find(timed.turn, rng)
+    texts = [timed.turn.answer, *(comment.text for comment in timed.comments)]
+    if asked is None or not all(map(draft.mouth.can_say, texts)):
+        return None
+    start_sec = _place(draft, asked, timed, rng, early=False)
+    for comment in timed.comments:
+        react_sec = start_sec + seen_sec(comment.event_sec) + rng.uniform(*Timing().reaction_sec)
+        free_frame = draft.end_frame - seconds_to_frames(TAIL_SEC)
+        at = max(free_frame, seconds_to_frames(react_sec - LEAD_SEC, round_up=True))
+        if frames_to_seconds(at) + LEAD_SEC > start_sec + comment.event_sec + COMMENT_WITHIN_SEC:
+            return None
+        draft.say(comment.text, at=at)
+    return start_sec

@@ -15,25 +15,52 @@ from data_prep.render import render_png
 from data_prep.world import SPLITS, random_scene
 from mmspeech.config import ConfigError, StrictModel, parse_config
 
-Kind = Literal["visual", "blind"]
+Kind = Literal["visual", "blind", "clip", "swap"]
+
+
+class CommentRecord(StrictModel):
+    """What the model says of its own accord; see data_prep.motion_dialogue.Comment."""
+
+    text: str = Field(min_length=1)
+    answers: tuple[str, ...] = Field(min_length=1)
+    event_sec: float
 
 
 class TurnRecord(StrictModel):
-    """One exchange; in `question` a "|" marks where a speaker may pause. See data_prep.dialogue.Turn."""
+    """One exchange; in `question` a "|" marks where a speaker may pause. See data_prep.dialogue.Turn.
+
+    `sight`: which of the dialogue's `sights` it is about (None: it does not matter). `when`: between which times of
+    that clip (None: ever after) its question may end; see data_prep.motion_dialogue.TimedTurn.
+    """
 
     kind: str
     question: str = Field(min_length=1)
     answer: str = Field(min_length=1)
     answers: tuple[str, ...] = Field(min_length=1)
+    sight: int | None = Field(None, ge=0)
+    when: tuple[float, float | None] | None = None
+    comments: tuple[CommentRecord, ...] = ()
+
+
+class SightRecord(StrictModel):
+    """What is shown in a call: a file beside the dialogue."""
+
+    kind: Literal["image", "clip"]
+    path: str = Field(min_length=1)
 
 
 class DialogueRecord(StrictModel):
-    """What NAME.dialogue.json holds: the turns of a call with a picture (visual) or without one (blind)."""
+    """What NAME.dialogue.json holds: the turns of a call, and what is shown in it.
+
+    kind: visual (the picture NAME.png from the start), blind (nothing), clip (a clip is among the `sights`) or swap
+    (several pictures, one after the other).
+    """
 
     kind: Kind
     split: Literal["train", "valid", "test"]
     seed: int
     turns: tuple[TurnRecord, ...] = Field(min_length=1)
+    sights: tuple[SightRecord, ...] = ()
 
 
 def load_dialogue(path: Path) -> DialogueRecord:

@@ -12,13 +12,16 @@ from pydantic import Field
 
 from data_prep.effects import user_channel
 from data_prep.files import write_atomic, write_wav
-from data_prep.scenes import DialogueRecord, item_rng, load_dialogue
+from data_prep.motion import SEEN_FPS, seen_sec
+from data_prep.scenes import DialogueRecord, SightRecord, item_rng, load_dialogue
 from data_prep.tts import MODEL_VOICE, Utterance, Voice, random_voice, require_synthesisers, synthesise
 from mmspeech.config import ConfigError, StrictModel
 from mmspeech.frames import SAMPLE_RATE_HZ
 
 FADE_SEC = 0.05
 LONG_ANSWER_SEC = 1.4
+FIRST_ROOM_SEC, LATER_ROOM_SEC = 2.5, 0.6  # how far a question about a clip may end after it has become true
+COMMENT_WITHIN_SEC = 1.5  # of an event
 
 
 class Timing(StrictModel):
@@ -33,6 +36,7 @@ class Timing(StrictModel):
     barge_in_stop_sec: float = 0.28
     quiet_share: float = Field(0.06, ge=0, le=1)
     quiet_sec: tuple[float, float] = (2.0, 4.0)
+    reaction_sec: tuple[float, float] = (0.3, 0.42)  # of the model, to a frame that shows that something happened
 
 
 @dataclass
@@ -55,6 +59,12 @@ class Track:
             shifted = [(name, start_sec + a, min(start_sec + b, end_sec)) for name, a, b in items]
             target += [item for item in shifted if item[1] < end_sec]
         return end_sec
+
+    def join(self, other: "Track", by_sec: float) -> None:
+        """Lay down what another track holds, `by_sec` later than there."""
+        self.pieces += [(start_sec + by_sec, wave) for start_sec, wave in other.pieces]
+        self.words += [(name, a + by_sec, b + by_sec) for name, a, b in other.words]
+        self.phones += [(name, a + by_sec, b + by_sec) for name, a, b in other.phones]
 
     def wave(self, length: int) -> np.ndarray:
         """The whole side as float32 [length] at 24 kHz."""
@@ -137,7 +147,87 @@ def speak_dialogue(turns: list[dict], *, voice: Voice, rng: np.random.Generator,
         else:
             _finish_answer(model, record, until_sec=None)
             now_sec = record["answer_end_sec"] + rng.uniform(*timing.question_gap_sec)
-    return _mixed(model, user, records, end_sec=now_sec, rng=rng)
+    return mixed(model, user, records, end_sec=now_sec, rng=rng)
+
+
+def speak_shown(
+    turns: list[dict], *, num_sights: int, voice: Voice, rng: np.random.Generator, timing: Timing
+) -> tuple[SpokenCall, list[float]]:
+    """Lay a dialogue out in time together with what is shown; also returns when each of those begins, in seconds.
+
+    A clip begins such that the first question about it ends when it is true; later questions wait for their time, and
+    one that would come too late is left out. A picture begins before the first question about it. After a request to
+    tell what happens, the model speaks when it has: the turn's `comments` get their times in the call.
+    """
+    model, user, records = Track(), Track(), []
+    starts_sec: list[float] = []
+    now_sec = rng.uniform(*timing.start_sec)
+    for turn in turns:
+        asked = Track()
+        length_sec = say_question(asked, turn["question"], voice, 0.0, rng, timing)
+        begin_sec = _begin(turn, now_sec, length_sec, starts_sec, rng)
+        if begin_sec is None:
+            continue
+        user.join(asked, begin_sec)
+        start_sec = begin_sec + length_sec + rng.uniform(*timing.answer_gap_sec)
+        end_sec = model.add(model_says(turn["answer"]), start_sec)
+        record = {key: value for key, value in turn.items() if key not in ("when", "comments")}
+        records.append(
+            record
+            | {
+                "question": plain_text(turn["question"]),
+                "question_start_sec": begin_sec,
+                "question_end_sec": begin_sec + length_sec,
+                "answer_start_sec": start_sec,
+                "answer_end_sec": end_sec,
+                "interrupted": False,
+            }
+        )
+        if "comments" in turn:
+            records[-1]["comments"] = _comment(model, turn["comments"], starts_sec[turn["sight"]], end_sec, rng, timing)
+            end_sec = records[-1]["comments"][-1]["end_sec"]
+        now_sec = end_sec + rng.uniform(*timing.question_gap_sec)
+    if len(starts_sec) < num_sights:
+        raise ConfigError(f"{len(starts_sec)} of {num_sights} things that are shown are asked about; expected all")
+    return mixed(model, user, records, end_sec=now_sec, rng=rng), starts_sec
+
+
+def _begin(turn: dict, now_sec: float, length_sec: float, starts_sec: list[float], rng) -> float | None:
+    """When a question that can begin at `now_sec` does; None: it would come too late. Fills in `starts_sec`."""
+    sight = turn.get("sight")
+    new = sight is not None and sight == len(starts_sec)
+    if "when" not in turn:
+        if new:
+            starts_sec.append(round(now_sec + rng.uniform(0.0, 0.4), 3) if starts_sec else 0.0)
+            now_sec = max(now_sec, starts_sec[-1] + rng.uniform(0.1, 0.6))
+        return now_sec
+    earliest_sec, latest_sec = turn["when"]
+    room_sec = FIRST_ROOM_SEC if new else LATER_ROOM_SEC
+    if latest_sec is not None:
+        room_sec = min(room_sec, latest_sec - earliest_sec)
+    true_sec = earliest_sec + rng.uniform(0.0, room_sec)
+    if new:
+        now_sec = max(now_sec, true_sec - length_sec)
+        starts_sec.append(round(now_sec + length_sec - true_sec, 3))
+        return now_sec
+    now_sec = max(now_sec, starts_sec[sight] + true_sec - length_sec)
+    late = latest_sec is not None and now_sec + length_sec > starts_sec[sight] + latest_sec
+    return None if late else now_sec
+
+
+def _comment(model: Track, comments: list[dict], clip_sec: float, free_sec: float, rng, timing: Timing) -> list[dict]:
+    """Let the model tell of events of a clip that began at `clip_sec`; returns the comments with times of the call."""
+    told = []
+    for comment in comments:
+        seen = max(seen_sec(comment["event_sec"]) + rng.uniform(*timing.reaction_sec), comment["event_sec"] + 0.4)
+        start_sec = max(clip_sec + seen, free_sec + 0.1)
+        event_sec = clip_sec + comment["event_sec"]
+        if start_sec > event_sec + COMMENT_WITHIN_SEC:
+            raise ConfigError(f"{comment['text']!r} would be said {start_sec - event_sec:.2f} s after it happened")
+        free_sec = model.add(model_says(comment["text"]), start_sec)
+        times = {"event_sec": event_sec, "start_sec": start_sec, "end_sec": free_sec}
+        told.append(comment | {key: round(value, 3) for key, value in times.items()})
+    return told
 
 
 def _finish_answer(model: Track, record: dict, *, until_sec: float | None) -> None:
@@ -146,7 +236,8 @@ def _finish_answer(model: Track, record: dict, *, until_sec: float | None) -> No
     record["answer_end_sec"] = end
 
 
-def _mixed(model: Track, user: Track, records: list[dict], *, end_sec: float, rng) -> SpokenCall:
+def mixed(model: Track, user: Track, records: list[dict], *, end_sec: float, rng) -> SpokenCall:
+    """Both sides of a call, which ends a little after `end_sec`, and its record."""
     length = int((end_sec + rng.uniform(0.3, 1.0)) * SAMPLE_RATE_HZ)
     wave = np.stack([model.wave(length), user_channel(user.wave(length), rng)], axis=1)
     alignments = [(w, a, b, "SPEAKER_MAIN") for w, a, b in model.words]
@@ -173,24 +264,36 @@ def speak_item(source: Path, out: Path, *, seed: int, timing: Timing) -> dict:
     if not name.isdigit():
         raise ConfigError(f"{source}: expected a number as its name, as `python -m data_prep scenes` gives")
     dialogue = load_dialogue(source)
-    wav, record_path, picture = (out / f"{name}{suffix}" for suffix in (".wav", ".json", ".png"))
+    wav, record_path = (out / f"{name}{suffix}" for suffix in (".wav", ".json"))
+    sights = sights_of(dialogue, name)
     if record_path.is_file() and wav.is_file():
         entry = _entry_of(record_path, dialogue)
-        if dialogue.kind == "blind" or picture.is_file():
+        if all((out / sight.path).is_file() for sight in sights):
             return entry
     rng = item_rng(seed, dialogue.split, int(name), "speak")
     voice = random_voice(rng, held_out=False)
-    turns = [turn.model_dump(mode="json") for turn in dialogue.turns]
-    call = speak_dialogue(turns, voice=voice, rng=rng, timing=timing)
+    turns = [turn.model_dump(mode="json", exclude_defaults=True) for turn in dialogue.turns]
+    if dialogue.sights:
+        call, starts_sec = speak_shown(turns, num_sights=len(sights), voice=voice, rng=rng, timing=timing)
+    else:
+        call, starts_sec = speak_dialogue(turns, voice=voice, rng=rng, timing=timing), [0.0] * len(sights)
     entry = {"path": wav.name, "duration": round(len(call.wave) / SAMPLE_RATE_HZ, 3), "kind": dialogue.kind}
     visuals = []
-    if dialogue.kind == "visual":
-        write_atomic(picture, source.with_name(picture.name).read_bytes())
-        visuals = [{"kind": "image", "path": picture.name, "start_sec": 0.0}]
+    for sight, start_sec in zip(sights, starts_sec, strict=True):
+        write_atomic(out / sight.path, source.with_name(sight.path).read_bytes())
+        visuals.append({"kind": sight.kind, "path": sight.path, "start_sec": start_sec})
+        visuals[-1] |= {"fps": SEEN_FPS} if sight.kind == "clip" else {}
     write_wav(wav, call.wave)
     facts = {"visuals": visuals, "voice": voice.model_dump(), "split": dialogue.split, "entry": entry}
     write_atomic(record_path, json.dumps(call.record | facts).encode())
     return entry
+
+
+def sights_of(dialogue: DialogueRecord, name: str) -> tuple[SightRecord, ...]:
+    """What is shown in the call of the dialogue called `name`."""
+    if dialogue.kind == "visual":
+        return (SightRecord(kind="image", path=f"{name}.png"),)
+    return dialogue.sights
 
 
 def plain_text(question: str) -> str:
@@ -205,7 +308,8 @@ def _entry_of(record_path: Path, dialogue: DialogueRecord) -> dict:
         entry, spoken = record["entry"], [turn["question"] for turn in record["turns"]]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ConfigError(f"{record_path}: not the json of a call; delete it and run this again") from error
-    if spoken != [plain_text(turn.question) for turn in dialogue.turns]:
+    wanted = iter(plain_text(turn.question) for turn in dialogue.turns)
+    if not spoken or not all(question in wanted for question in spoken):  # in order; some may have been left out
         raise OtherCallError(
             f"{record_path}: holds another call than {dialogue.turns[0].question!r} begins; choose another --out folder"
         )

@@ -124,9 +124,18 @@ class Scene(StrictModel):
         Decided by a hash of what can be asked about: the set of (place, size, colour, shape). Background, blur, seed
         and the exact position within a place do not matter, so no two splits share an arrangement.
         """
-        key = json.dumps(sorted([o.place, o.size, o.colour, o.shape] for o in self.objects))
-        bucket = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % 100
-        return "train" if bucket < 90 else "valid" if bucket < 93 else "test"
+        return split_of(sorted(look_of(item) for item in self.objects))
+
+
+def look_of(item: SceneObject) -> list[str]:
+    """What can be asked about an object."""
+    return [item.place, item.size, item.colour, item.shape]
+
+
+def split_of(key: list) -> str:
+    """The split that a hash of `key` decides on: 90 % train, 3 % valid, 7 % test."""
+    bucket = int.from_bytes(hashlib.sha256(json.dumps(key).encode()).digest()[:4], "big") % 100
+    return "train" if bucket < 90 else "valid" if bucket < 93 else "test"
 
 
 def _overlap(one: SceneObject, other: SceneObject) -> bool:
@@ -147,38 +156,52 @@ def load_scene(path: str | Path) -> Scene:
         raise ConfigError(f"{path}: not a scene: {fault} (the format is in data_prep/world.py)") from error
 
 
-def _random_coordinate(rng: np.random.Generator, radius: float) -> float:
+def random_coordinate(rng: np.random.Generator, radius: float) -> float:
+    """A place for the centre of an object, inside the picture and away from the borders between places."""
     cell = rng.integers(3)
     low = max(cell / 3 + CELL_MARGIN, radius) + 1e-3
     high = min((cell + 1) / 3 - CELL_MARGIN, 1 - radius) - 1e-3
     return round(float(rng.uniform(low, high)), 4)
 
 
-def _random_object(rng: np.random.Generator, colours: list[str], like: SceneObject | None) -> SceneObject:
+def random_object(rng: np.random.Generator, colours: list[str], like: SceneObject | None) -> SceneObject:
     """`like`: half of the later objects share its shape or its colour, so that there is something to count."""
     size = SIZES[rng.integers(2)]
     shape, colour = SHAPES[rng.integers(len(SHAPES))], colours[rng.integers(len(colours))]
     if like is not None and rng.random() < 0.5:
         shape, colour = (like.shape, colour) if rng.random() < 0.5 else (shape, like.colour)
-    x, y = _random_coordinate(rng, RADII[size]), _random_coordinate(rng, RADII[size])
+    x, y = random_coordinate(rng, RADII[size]), random_coordinate(rng, RADII[size])
     return SceneObject(shape=shape, colour=colour, size=size, x=x, y=y)
+
+
+def check_split(split: str) -> None:
+    """Raises ConfigError for an unknown split."""
+    if split not in SPLITS:
+        raise ConfigError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
 
 
 def random_scene(rng: np.random.Generator, *, split: str) -> Scene:
     """Draw a scene that belongs to `split` (see Scene.split): drawn again until it does. Raises ConfigError."""
-    if split not in SPLITS:
-        raise ConfigError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
+    check_split(split)
     while True:
-        tone = TONES[rng.integers(2)]
-        background = Background(tone=tone, kind=BACKGROUND_KINDS[rng.integers(3)])
-        colours = [colour for colour in COLOURS if colour != HIDDEN_ON[background.tone]]
-        count = int(rng.choice(4, p=(0.2, 0.3, 0.3, 0.2))) + 1
-        objects: list[SceneObject] = []
-        while len(objects) < count:
-            new = _random_object(rng, colours, objects[rng.integers(len(objects))] if objects else None)
-            if not any(_overlap(new, other) for other in objects):
-                objects.append(new)
-        blur = round(float(rng.uniform(0, 0.008)), 4) if rng.random() < 0.4 else 0.0
-        scene = Scene(objects=objects, background=background, blur=blur, seed=int(rng.integers(2**31)))
-        if scene.split == split:
+        if (scene := any_scene(rng)).split == split:
             return scene
+
+
+def any_scene(rng: np.random.Generator) -> Scene:
+    """Draw a scene of whatever split."""
+    tone = TONES[rng.integers(2)]
+    background = Background(tone=tone, kind=BACKGROUND_KINDS[rng.integers(3)])
+    count = int(rng.choice(4, p=(0.2, 0.3, 0.3, 0.2))) + 1
+    objects: list[SceneObject] = []
+    while len(objects) < count:
+        new = random_object(rng, colours_on(tone), objects[rng.integers(len(objects))] if objects else None)
+        if not any(_overlap(new, other) for other in objects):
+            objects.append(new)
+    blur = round(float(rng.uniform(0, 0.008)), 4) if rng.random() < 0.4 else 0.0
+    return Scene(objects=objects, background=background, blur=blur, seed=int(rng.integers(2**31)))
+
+
+def colours_on(tone: str) -> list[str]:
+    """The colours that can be seen on a background."""
+    return [colour for colour in COLOURS if colour != HIDDEN_ON[tone]]

@@ -25,7 +25,7 @@ def main(
     limit: Annotated[int | None, typer.Option(min=1, help="only the first lines")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     greedy: Annotated[bool, typer.Option(help="always the likeliest text and codes")] = False,
-    pictures: Annotated[Pictures, typer.Option(help="show each line its picture")] = "given",
+    pictures: Annotated[Pictures, typer.Option(help="show each line its picture or clip")] = "given",
     sentences: Annotated[
         Path | None, typer.Option(help="what the model may say (default: eval/sentences/NAME.txt)")
     ] = None,

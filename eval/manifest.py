@@ -9,13 +9,24 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from mmspeech.config import ConfigError
 
 
+class Event(BaseModel):
+    """Something the model was asked to tell when it happens: when, in seconds of the call, and what says so."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    at_sec: float = Field(ge=0)
+    answers: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
+
+
 class Line(BaseModel):
     """One spoken question. Keys not listed here are allowed and ignored.
 
+    `image` is seen from the start; `video` is a clip of which `fps` frames a second are seen from `start_sec` on, or a
+    .json of [seconds, picture] pairs (see mmspeech.vision.timeline).
     `answers`: what a right reply holds; `rejected`: what it must not hold (for the answer "left": "top left").
     `reply`: what the data's own speaker would answer; it tells the recogniser which words to expect.
     `question_end_sec`: when the last question ends (the file's end if absent); `barge_start_sec`: when the user
-    starts to talk over the model.
+    starts to talk over the model. `events`: what the model was asked to tell (then `answers` is what it agrees with).
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -23,6 +34,9 @@ class Line(BaseModel):
     id: str = ""
     audio: Path
     image: Path | None = None
+    video: Path | None = None
+    fps: float = Field(2.0, gt=0)
+    start_sec: float = Field(0.0, ge=0)
     question: str = ""
     answers: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
     rejected: tuple[str, ...] = ()
@@ -31,6 +45,7 @@ class Line(BaseModel):
     voice: str = "all"
     question_end_sec: float | None = Field(None, ge=0)
     barge_start_sec: float | None = Field(None, ge=0)
+    events: tuple[Event, ...] = ()
 
 
 class Spoken(BaseModel):
@@ -72,7 +87,7 @@ def read_lines(path: Path, cls: type[LineT], *, limit: int | None = None) -> lis
             line = cls.model_validate(json.loads(text))
         except (json.JSONDecodeError, ValidationError) as error:
             raise ConfigError(f"{path}, line {number}: {_first_problem(error)}") from error
-        paths = {k: path.parent / v for k in ("audio", "image") if (v := getattr(line, k, None)) is not None}
+        paths = {k: path.parent / v for k in ("audio", "image", "video") if (v := getattr(line, k, None)) is not None}
         lines.append(line.model_copy(update={**paths, "id": line.id or f"{number:06d}"}))
     if not lines:
         raise ConfigError(f"{path}: no lines in it; expected one JSON object per line")

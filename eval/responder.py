@@ -9,9 +9,10 @@ import torch
 
 from eval.manifest import Line
 from mmspeech.config import GenerationConfig
-from mmspeech.frames import FRAME_SAMPLES, samples_to_seconds
+from mmspeech.frames import FRAME_SAMPLES, frames_to_seconds, samples_to_seconds
 from mmspeech.serve.engine import CallBatch
 from mmspeech.serve.session import ReplyWatch, SpokenWord, TextReader, Transcript
+from mmspeech.vision.memory import onset_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Question:
-    """One call to make: the line it comes from, the caller's wave [N] at 24 kHz, and the picture to show (or None)."""
+    """One call to make: the line it comes from, the caller's wave [N] at 24 kHz, and the pictures to show, in order,
+    each with its time in seconds of the call. The call lasts until `listen_sec` at least."""
 
     line: Line
     wave: np.ndarray
-    picture: "Image | None"
+    frames: "list[tuple[float, Image]]"
+    listen_sec: float = 0.0
 
 
 @dataclass
@@ -64,10 +67,12 @@ class ModelResponder:
     def answer(self, questions: Sequence[Question], *, seeds: Sequence[int]) -> list[Reply]:
         """Run until every reply has ended (`max_sec` after its question at the latest)."""
         calls = CallBatch(self.bundle, batch_size=len(questions), sampling=self.sampling, seed=seeds)
-        calls.see([question.picture for question in questions])
         rows = [_Row(question, max_sec=self.max_sec) for question in questions]
         reader = TextReader(self.bundle)
         while not all(row.ended for row in rows):
+            for index, row in enumerate(rows):
+                for at_sec, picture in row.next_pictures():
+                    calls.show(picture, index, at_sec=at_sec)
             pcm = torch.stack([row.next_frame() for row in rows])
             result = calls.step(pcm)
             for index, row in enumerate(rows):
@@ -84,11 +89,20 @@ class _Row:
         wave = torch.from_numpy(np.ascontiguousarray(question.wave, dtype=np.float32))
         self._frames = torch.nn.functional.pad(wave, (0, -len(wave) % FRAME_SAMPLES)).view(-1, FRAME_SAMPLES)
         self._taken = 0
-        self._watch = ReplyWatch(question_sec=samples_to_seconds(len(wave)), max_sec=max_sec)
+        question_sec = samples_to_seconds(len(wave))
+        self._watch = ReplyWatch(question_sec=question_sec, max_sec=max(max_sec, question.listen_sec - question_sec))
+        self._listen_sec = question.listen_sec
+        self._pictures = list(question.frames)
         self._transcript = Transcript()
         self._heard: list[torch.Tensor] = []
         self._gates: list[float] = []
         self.ended = False
+
+    def next_pictures(self) -> "list[tuple[float, Image]]":
+        """The pictures that enter with the next frame, with their times."""
+        due = [entry for entry in self._pictures if onset_of(entry[0]) <= self._taken]
+        self._pictures = self._pictures[len(due) :]
+        return [] if self.ended else due
 
     def next_frame(self) -> torch.Tensor:
         index, self._taken = self._taken, self._taken + 1
@@ -101,7 +115,8 @@ class _Row:
         self._gates.append(gate)
         if piece is not None:
             self._transcript.add(piece, start_sec=start_sec, gate=gate)
-        self.ended = self._watch.add(wave, has_text=piece is not None)
+        over = self._watch.add(wave, has_text=piece is not None)
+        self.ended = over and frames_to_seconds(len(self._heard)) >= self._listen_sec
 
     def reply(self) -> Reply:
         return Reply(self._transcript.words, torch.cat(self._heard).numpy(), self._gates)

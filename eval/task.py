@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from eval.responder import Responder
     from mmspeech.checkpoint import Bundle
 
-Pictures = Literal["given", "none", "swapped"]
+Pictures = Literal["given", "none", "swapped", "shuffled", "frozen"]
 
 
 @dataclass(frozen=True)
 class Settings:
     """What the command line asks of every task.
 
-    `sampling` None: the checkpoint's own. `pictures`: show the line's picture, none, or another line's.
+    `sampling` None: the checkpoint's own. `pictures`: what lines are shown (see eval.sights.Sights).
     `sentences`: what the model may say beside what the manifest expects; the recogniser knows only these words.
     `audio_dir`: where to keep replies (None: nowhere).
     """

@@ -1,6 +1,6 @@
 """Records that cross folders. B batch, T frames (12.5 Hz), N samples, K codebooks, S visual tokens, D width."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -51,6 +51,10 @@ class Word:
     start_sec: float
     end_sec: float
     speaker: str = "main"
+
+    def later(self, by_sec: float) -> "Word":
+        """The same word, moved in time."""
+        return replace(self, start_sec=self.start_sec + by_sec, end_sec=self.end_sec + by_sec)
 
 
 @dataclass

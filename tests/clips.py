@@ -41,12 +41,17 @@ def write_clip(
     gop_frames: int = 12,
     codec: str = "libx264",
     options: dict[str, str] | None = None,
+    live: bool = False,
 ) -> Path:
-    """A clip of numbered pictures at a constant rate, or at the given times; its suffix names the container."""
+    """A clip of numbered pictures at a constant rate, or at the given times; its suffix names the container.
+
+    live: as a browser records it, without saying how long it is (webm).
+    """
     import av
 
     clock = Fraction(1, 90_000)
-    with av.open(str(path), "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as out:
+    layout = {"live": "1"} if live else {"movflags": "faststart"} if path.suffix == ".mp4" else {}
+    with av.open(str(path), "w", options=layout) as out:
         stream = out.add_stream(codec, rate=Fraction(rate_hz), options=options or {"preset": "ultrafast"})
         stream.width, stream.height = size_px
         stream.pix_fmt = "yuv444p" if size_px[0] % 2 or size_px[1] % 2 else "yuv420p"

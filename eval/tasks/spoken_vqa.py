@@ -1,15 +1,16 @@
-"""Spoken questions, with or without a picture: is the answer in the reply's text, and in its sound?"""
+"""Spoken questions, with or without something to see: is the answer in the reply's text, and in its sound?"""
 
 import math
-import random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eval.commentary import LISTEN_SEC, in_time, summarise_events, told
 from eval.manifest import Line, read_lines
 from eval.recognise import Recogniser, word_error
 from eval.responder import ModelResponder, Question, Reply, Responder
 from eval.scoring import holds_answer, is_active, mean, normalise, percentile, stop_after, wilson
+from eval.sights import Sights
 from eval.task import Settings
 from mmspeech.audio.waveform import read_audio, write_wav
 from mmspeech.config import ConfigError
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
     from mmspeech.checkpoint import Bundle
 
 STOP_LIMIT_SEC = 0.6
+SIGHT_SEC = 15.0  # after the question's end, no reply goes on for longer
 
 
 def build(settings: Settings, bundle: "Bundle | None", responder: Responder | None) -> "SpokenVqa":
     """The task over the manifest of `settings`."""
     lines = read_lines(settings.manifest, Line, limit=settings.limit)
     expected = [text for line in lines for text in (line.reply or "", line.question, *line.answers)]
+    expected += [answer for line in lines for event in line.events for answer in event.answers]
     return SpokenVqa(
         lines=lines,
         settings=settings,
@@ -37,7 +40,7 @@ class SpokenVqa:
     """Right: an accepted answer stands in the words said (after the barge-in, where there is one), and no rejected one.
 
     False start: a word before the question's end. Answer time: from there to the first word after it, as heard.
-    Stopping: from the barge-in to the model's silence.
+    Stopping: from the barge-in to the model's silence. A line with events is right when all of them were told in time.
     """
 
     name, version = "spoken_vqa", 1
@@ -47,16 +50,15 @@ class SpokenVqa:
         self.settings = settings
         self.responder = responder
         self.recogniser = recogniser
-        self._pictures = _choose_pictures(lines, settings)
+        self._sights = Sights(lines, settings)
 
     def load(self, line: Line) -> Question:
-        from mmspeech.vision.image import load_image
-
-        picture = self._pictures[line.id]
-        for path in (line.audio, picture):
-            if path is not None and not path.is_file():
+        for path in (line.audio, *self._sights.paths(line)):
+            if not path.is_file():
                 raise ConfigError(f"{path}: no such file")
-        return Question(line, read_audio(line.audio)[0].numpy(), None if picture is None else load_image(picture))
+        wave = read_audio(line.audio)[0].numpy()
+        frames = self._sights.frames(line, until_sec=len(wave) / SAMPLE_RATE_HZ + SIGHT_SEC)
+        return Question(line, wave, frames, max((event.at_sec + LISTEN_SEC for event in line.events), default=0.0))
 
     def run(self, items: list[Question], *, seeds: list[int]) -> list[dict[str, Any]]:
         replies = self.responder.answer(items, seeds=seeds)
@@ -78,17 +80,19 @@ class SpokenVqa:
         starts_sec = [word.start_sec for word in reply.words]
         barge = line.barge_start_sec
         stop_sec = None if barge is None else stop_after(reply.wave, rate_hz, barge)
+        events = told(reply.words, line.events)
         return {
             "kind": line.kind,
             "voice": line.voice,
             "question": line.question,
             "answers": list(line.answers),
-            "picture": None if self._pictures[line.id] is None else self._pictures[line.id].name,
+            "seen": [path.name for path in self._sights.paths(line)],
             "text": reply.text,
             "words": [{"text": w.text, "start_sec": round(w.start_sec, 3), "gate": w.gate} for w in reply.words],
-            "right": is_right(said, line),
+            "right": is_right(said, line) and all(map(in_time, events)),
+            "events": events,
             "heard": " ".join(heard),
-            "heard_right": is_right(heard_since, line),
+            "heard_right": is_right(heard_since, line) and all(holds_answer(heard, e.answers) for e in line.events),
             "word_errors": errors,
             "words_said": count,
             "words_unknown": sorted(set(all_said) & set(self.recogniser.unknown)),
@@ -122,6 +126,7 @@ class SpokenVqa:
             "barge_ins_while_speaking": len(stops),
             "stopped": mean([stop <= STOP_LIMIT_SEC for stop in stops]),
             "stop_sec_p50": percentile(stops, 50),
+            **summarise_events([event for r in records for event in r["events"]]),
         }
 
 
@@ -136,16 +141,3 @@ def question_end_sec(question: Question) -> float:
         return question.line.question_end_sec
     active = np.flatnonzero(is_active(question.wave, SAMPLE_RATE_HZ))
     return (active[-1] + 1) * 0.02 if active.size else len(question.wave) / SAMPLE_RATE_HZ
-
-
-def _choose_pictures(lines: list[Line], settings: Settings) -> dict[str, Any]:
-    """Which picture each line is shown. Swapped: all pictures change places, seeded; none stays unless it is alone."""
-    own = {line.id: line.image for line in lines}
-    if settings.pictures == "none":
-        return dict.fromkeys(own)
-    if settings.pictures == "given":
-        return own
-    others = sorted({path for path in own.values() if path is not None})
-    random.Random(settings.seed).shuffle(others)
-    following = {path: others[(index + 1) % len(others)] for index, path in enumerate(others)}
-    return {key: None if path is None else following[path] for key, path in own.items()}

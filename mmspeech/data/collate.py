@@ -127,7 +127,7 @@ class Layout:
         _, user = speaker_rows(sample.codes.long())
         num_frames = user.shape[1]
         late_sec = frames_to_seconds(self.transcribe_delay_frames)
-        text = self._text([_shifted(w, late_sec) for w in sample.words if w.speaker == "user"], num_frames)
+        text = self._text([w.later(late_sec) for w in sample.words if w.speaker == "user"], num_frames)
         text[0] = BOS_ID
         text_weight = torch.ones(num_frames)
         text_weight[0] = 0.0  # the task is given, not guessed
@@ -167,7 +167,7 @@ def crop(sample: Sample, *, max_frames: int, rng: np.random.Generator) -> Sample
         return sample
     start = int(rng.choice(_turn_starts(sample.words, extra)))
     start_sec, end_sec = frames_to_seconds(start), frames_to_seconds(start + max_frames)
-    words = [_shifted(w, -start_sec) for w in sample.words if start_sec <= w.start_sec < end_sec]
+    words = [w.later(-start_sec) for w in sample.words if start_sec <= w.start_sec < end_sec]
     visuals = [replace(v, start_sec=v.start_sec - start_sec) for v in sample.visuals if v.start_sec < end_sec]
     return replace(sample, codes=sample.codes[:, start : start + max_frames], words=words, visuals=visuals)
 
@@ -226,10 +226,6 @@ def stack(rows: list[Row], *, pictures: PictureFormat | None = None) -> Batch:
     size = pictures.size_px, pictures.mean, pictures.std
     batch.pixels = torch.stack([to_pixels(frame.picture, *size) for _, frame in seen])
     return batch
-
-
-def _shifted(word: Word, by_sec: float) -> Word:
-    return replace(word, start_sec=word.start_sec + by_sec, end_sec=word.end_sec + by_sec)
 
 
 def _overlaps(word: Word, mask: Tensor) -> bool:

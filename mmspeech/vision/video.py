@@ -9,8 +9,10 @@ of the file that holds it, from its key frame on, named by a playlist in FFmpeg'
 
 import importlib
 import math
+import shutil
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -42,6 +44,10 @@ class VideoError(ConfigError):
     """A clip that cannot be used; one line naming it, what was expected and what to do."""
 
 
+class _NoLengthError(VideoError):
+    """The file does not say how long it is."""
+
+
 @dataclass
 class Frame:
     """picture: RGB, upright. stamp_sec: when it begins to be shown; the clip's first frame has 0."""
@@ -59,11 +65,15 @@ class Video:
 
     def __init__(self, source: str | Path | bytes):
         self.name = "clip" if isinstance(source, bytes) else str(source)
-        self._folder = tempfile.TemporaryDirectory(prefix="mmspeech-clip-")
-        _place(source, Path(self._folder.name) / "clip", self.name)
-        reader = self._opened(Path(self._folder.name) / "clip")
+        self._folder = Path(tempfile.mkdtemp(prefix="mmspeech-clip-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        _place(source, self._folder / "clip", self.name)
+        reader = self._whole()
         self._key_indices = np.asarray(reader.get_key_indices(), dtype=np.int64)
-        ends_sec = _stamps(reader)
+        try:
+            ends_sec = _stamps(reader)
+        except IndexError as error:  # its header told of more than there is
+            raise VideoError(f"{self.name}: holds no frames; expected a clip with at least one") from error
         self.stamps_sec = _true_stamps(ends_sec[:, 0], reader.get_avg_fps(), self.name)
         self._step_sec = float(np.median(np.diff(self.stamps_sec))) if len(ends_sec) > 1 else 1 / 25
         last_sec = float(ends_sec[-1, 1] - ends_sec[-1, 0])
@@ -195,13 +205,21 @@ class Video:
         stamps = _stamps(reader)[:, 0]
         return reader, self._place_of(reader, stamps, key, out_sec - self._origin_sec)
 
-    def _playlist(self, *entries: tuple[float | None, float]) -> Any:
+    def _whole(self) -> Any:
+        """A reader of the whole file."""
+        try:
+            return self._opened(self._folder / "clip")
+        except _NoLengthError:  # browsers record so; a playlist says how long it is
+            return self._playlist((None, None))
+
+    def _playlist(self, *entries: tuple[float | None, float | None]) -> Any:
         """A reader of (from, until) stretches of the file, in seconds of its own clock, `_CLOCK_SEC` apart."""
         lines = ["ffconcat version 1.0"]
         for in_sec, out_sec in entries:
-            lines += ["file clip", f"duration {_CLOCK_SEC}", f"outpoint {out_sec:.6f}"]
+            lines += ["file clip", f"duration {_CLOCK_SEC}"]
             lines += [] if in_sec is None else [f"inpoint {in_sec:.6f}"]
-        path = Path(self._folder.name) / "stretch.ffconcat"
+            lines += [] if out_sec is None else [f"outpoint {out_sec:.6f}"]
+        path = self._folder / "stretch.ffconcat"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return self._opened(path)
 
@@ -266,7 +284,8 @@ class Video:
         try:
             return decord.VideoReader(str(path), num_threads=1, fault_tol=_NO_SUBSTITUTES)
         except (decord.DECORDError, RuntimeError, AssertionError) as error:
-            raise VideoError(f"{self.name}: {_reason(str(error))}") from error
+            kind = _NoLengthError if "frame-count" in str(error) else VideoError
+            raise kind(f"{self.name}: {_reason(str(error))}") from error
 
 
 def _place(source: str | Path | bytes, target: Path, name: str) -> None:

@@ -8,7 +8,8 @@ import torch
 
 from data_prep.dialogue import visual_dialogue, visual_turn
 from data_prep.encode import codec_stamp
-from data_prep.remix import LEAD_SEC, Mouth, make_remix
+from data_prep.mouth import LEAD_SEC, Mouth
+from data_prep.remix import RemixSettings, make_remix
 from data_prep.scenes import item_rng
 from data_prep.tts import require_synthesisers
 from data_prep.world import random_scene
@@ -56,7 +57,7 @@ def voiced(tmp_path_factory):
 
 
 def test_answers_are_true_of_the_picture_and_follow_their_question(voiced, tmp_path):
-    make_remix(tmp_path / "out", like=voiced, codec_dir=CODEC, count=12, seed=3)
+    make_remix(tmp_path / "out", RemixSettings(seed=3), like=[voiced], codec_dir=CODEC, count=12)
     calls = ShardSet(tmp_path / "out")
     assert calls.info.codec == STAMP and calls.info.pictures == len(calls) >= 10
     for index in range(len(calls)):
@@ -70,7 +71,7 @@ def test_answers_are_true_of_the_picture_and_follow_their_question(voiced, tmp_p
 
 
 def test_questions_come_from_the_frames_of_their_words_and_answers_are_sound(voiced, tmp_path):
-    make_remix(tmp_path / "out", like=voiced, codec_dir=CODEC, count=4, seed=0)
+    make_remix(tmp_path / "out", RemixSettings(), like=[voiced], codec_dir=CODEC, count=4)
     source, call = ShardSet(voiced), ShardSet(tmp_path / "out")[0]
     silence = torch.tensor(STAMP.silence_codes)
     for word in call.words:
@@ -90,12 +91,12 @@ def test_nothing_but_lasting_silence_tells_that_an_answer_comes():
     codes, words = Mouth(codec).say("the circle is red")
     assert codes[:, 0].tolist() == list(STAMP.silence_codes)
     assert [word.text for word in words] == ["the", "circle", "is", "red"] and words[0].start_sec >= LEAD_SEC
-    assert Mouth(codec, limit=0).say("the circle is red") is None
+    assert not Mouth(codec, limit=0).can_say("the circle is red")
 
 
 def test_the_same_seed_makes_the_same_calls(voiced, tmp_path):
     for name in ("a", "b"):
-        make_remix(tmp_path / name, like=voiced, codec_dir=CODEC, count=3, seed=1)
+        make_remix(tmp_path / name, RemixSettings(seed=1), like=[voiced], codec_dir=CODEC, count=3)
     one, two = (ShardSet(tmp_path / name) for name in ("a", "b"))
     assert [one[i].words for i in range(len(one))] == [two[i].words for i in range(len(two))]
     assert all(torch.equal(one[i].codes, two[i].codes) for i in range(len(one)))
@@ -105,7 +106,7 @@ def test_a_set_without_turns_is_refused(tmp_path):
     codes = torch.zeros(2 * STAMP.num_codebooks, 20, dtype=torch.int16)
     write_shards(tmp_path / "set", [Sample("0", codes, [], [], {})], codec=STAMP)
     with pytest.raises(ConfigError, match="no turns in its calls; expected a set packed from `data_prep speak`"):
-        make_remix(tmp_path / "out", like=tmp_path / "set", codec_dir=CODEC, count=1, seed=0)
+        make_remix(tmp_path / "out", RemixSettings(), like=[tmp_path / "set"], codec_dir=CODEC, count=1)
     assert not (tmp_path / "out").exists()
 
 

@@ -28,11 +28,11 @@ class Scripted:
 
     def __init__(self, text, *, start_sec=1.4, speaks_sec=0.5):
         self.text, self.start_sec, self.speaks_sec = text, start_sec, speaks_sec
-        self.seeds, self.pictures = [], []
+        self.seeds, self.frames = [], []
 
     def answer(self, questions, *, seeds):
         self.seeds += seeds
-        self.pictures += [question.picture for question in questions]
+        self.frames += [question.frames for question in questions]
         return [self._reply(question.line) for question in questions]
 
     def _reply(self, line):

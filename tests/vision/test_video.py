@@ -34,6 +34,7 @@ CLIPS = {
     "groups of 3": {"gop_frames": 3, "options": B_FRAMES},
     "matroska": {"suffix": "mkv", "options": B_FRAMES},
     "webm": {"suffix": "webm", "codec": "libvpx-vp9", "options": {"deadline": "realtime"}},
+    "recorded live": {"suffix": "webm", "codec": "libvpx", "options": {"deadline": "realtime"}, "live": True},
     "quicktime": {"suffix": "mov"},
     "flash": {"suffix": "flv", "options": B_FRAMES},
 }
@@ -166,6 +167,12 @@ def test_what_is_no_clip_is_one_line(tmp_path, make, message, capfd):
         Video(path)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")  # decord says nothing of its own
+
+
+def test_a_clip_cut_off_after_its_index(clip):
+    data = clip().read_bytes()
+    with pytest.raises(VideoError, match="clip: holds no frames"):
+        Video(data[: data.index(b"mdat") + 4])
 
 
 def test_a_clip_without_frames(tmp_path):
