@@ -19,7 +19,6 @@ from mmspeech.frames import frames_to_seconds
 from mmspeech.lm.sight import see_calls
 from mmspeech.serve.session import SpokenWord, Transcript
 from mmspeech.types import FrameOut, Sample, VisualContext, Word
-from mmspeech.vision.memory import Memory
 from train.boards import Shown
 from train.sample_figure import CallFigure, draw_call
 from train.sample_page import write_contents, write_page
@@ -147,20 +146,15 @@ def answer(origin: "Origin", sample: Sample, seen: list[SeenFrame], *, max_frame
 
 
 def _seen(origin: "Origin", sample: Sample, *, max_frames: int) -> list[SeenFrame]:
-    if origin.tower is None:
-        return []
+    form = origin.picture_format()
     num_frames = min(max_frames, sample.codes.shape[1])
-    return see_visuals(sample.visuals, num_frames=num_frames, memory=Memory.of(origin.config.lm.fusion))
+    return [] if form is None else see_visuals(sample.visuals, num_frames=num_frames, form=form)
 
 
 def _look(origin: "Origin", seen: list[SeenFrame], device: torch.device) -> VisualContext | None:
-    tower = origin.tower
-    if tower is None or not seen:
+    if not seen:
         return None
-    from mmspeech.vision.image import to_pixels
-
-    pixels = torch.stack([to_pixels(frame.picture, tower.image_size_px, tower.mean, tower.std) for frame in seen])
-    features, mask = tower(pixels.to(device))
+    features, mask = origin.tower(origin.picture_format().pixels(seen).to(device))
     # Under DeepSpeed the model may be narrower than the tower beside it.
     features = features.to(next(origin.model.lm.parameters()).dtype)
     onset = torch.tensor([frame.onset_frame for frame in seen], device=device)

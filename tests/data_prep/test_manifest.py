@@ -118,7 +118,7 @@ TURN = record()["turns"][0]
         (broken(visuals=[{"kind": "film", "path": "0.png"}]), "kind 'film'; expected 'image' or 'clip'"),
         (broken(visuals=[{"kind": "clip", "path": "0.png", "fps": 0}]), "fps 0.0; expected frames a second above 0"),
         (broken(visuals=[{"kind": "clip", "path": "0.wav"}]), "clip 0: clip: has no video stream"),
-        (broken(visuals=[], entry={"kind": "visual"}), "without a picture"),
+        (broken(visuals=[], entry={"kind": "visual"}), "a visual call in which nothing is seen"),
         (broken(phones={"main": [["qq", 0.1, 0.2]]}), "unknown phone 'qq'"),
         (broken(phones={"main": [["w", 0.1, 7.0]]}), "to 7.0 s"),
         (broken(phones={"main": [["w"]]}), "not of the expected form"),
@@ -217,7 +217,7 @@ def test_a_preview_is_one_page_with_everything_in_it(calls, tmp_path):
 def test_a_preview_without_picture_and_tokenizer(calls, tmp_path):
     save(calls, 0, broken(visuals=[]))
     assert "text stream" not in preview(calls, tmp_path / "out")[0]
-    assert "no picture" in (tmp_path / "out/0.html").read_text() and not (tmp_path / "out/0.png").exists()
+    assert "nothing is shown" in (tmp_path / "out/0.html").read_text() and not (tmp_path / "out/0.png").exists()
 
 
 def test_a_preview_of_what_cannot_be_shown_is_refused(calls, tmp_path):

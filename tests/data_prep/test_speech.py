@@ -7,6 +7,7 @@ import pytest
 import soundfile
 
 from data_prep.check import check
+from data_prep.clip_questions import CLIP_SETS
 from data_prep.dialogue import vocabulary
 from data_prep.phones import PHONES
 from data_prep.preview import preview
@@ -181,7 +182,9 @@ def test_question_sets(tmp_path, name):
     assert check(manifest).faults == []
     held_out = {voice.key for voice in HELD_OUT_VOICES}
     for line in map(json.loads, manifest.read_text().splitlines()):
-        assert (line["voice"] in held_out) == (name == "unseen") and (line["image"] is None) == (name == "talk")
+        assert (line["voice"] in held_out) == name.endswith("unseen")
+        shown = line.get("image") or line.get("video")
+        assert (shown is None) == (name == "talk") and (line.get("video") is not None) == (name in CLIP_SETS)
         seconds = soundfile.info(tmp_path / line["audio"]).duration
         assert 0.5 < line["question_end_sec"] < seconds and line["answers"]
         assert name != "barge" or 0.5 < line["barge_start_sec"] < line["question_end_sec"]
