@@ -124,17 +124,19 @@ def remix(
 def facts(
     codec: Annotated[Path, typer.Option(help="Codec or checkpoint directory: whose calls the set goes with.")],
     out: OutDir,
-    count: Annotated[int, typer.Option(min=1, help="Pictures.")],
+    count: Annotated[int, typer.Option(min=1, help="Pictures and clips.")],
     seed: Seed = 0,
     split: Split = "train",
     size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
-    num_facts: Annotated[int, typer.Option(min=1, help="Sentences about a picture, at most.")] = 12,
+    num_facts: Annotated[int, typer.Option(min=1, help="Sentences about each, at most.")] = 4,
+    clip_share: Annotated[float, typer.Option(min=0, max=1, help="Clips among them.")] = 0.0,
 ) -> None:
-    """Write pictures with sentences that are true of them, without sound: a shard set."""
-    from data_prep.facts import make_facts
+    """Write pictures and clips with sentences that are true of them, without sound: a shard set."""
+    from data_prep.facts import FactsSettings, make_facts
 
-    info = make_facts(out, codec_dir=codec, count=count, seed=seed, split=split, size_px=size_px, num_facts=num_facts)
-    typer.echo(f"{out}: {info.calls} pictures, {info.frames} frames")
+    values = {"seed": seed, "split": split, "size_px": size_px, "num_facts": num_facts, "clips": clip_share}
+    info = make_facts(out, parse_config(FactsSettings, values, source="facts"), codec_dir=codec, count=count)
+    typer.echo(f"{out}: {info.calls} calls, {info.frames} frames, {info.pictures} pictures")
 
 
 @app.command()

@@ -1,21 +1,28 @@
-"""`facts`: pictures with written sentences that are true of them, and no sound: what there is to see, at little cost.
+"""`facts`: pictures and clips with written sentences that are true of them, and no sound: what there is to see, at
+little cost.
 
 A spoken question with its answer takes five seconds of a call; the sentence alone takes one when nobody speaks it. A
 model whose answers say again what was asked learns from such sentences what to look for.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import Field
 
-from data_prep.dialogue import visual_turn
+from data_prep.dialogue import pick, visual_turn
 from data_prep.encode import codec_stamp
+from data_prep.film import film
+from data_prep.happenings import random_clip
+from data_prep.motion import SEEN_FPS
+from data_prep.motion_dialogue import TimedTurn, clip_turns
 from data_prep.render import render_png
 from data_prep.scenes import item_rng
 from data_prep.world import random_scene
 from mmspeech.checkpoint import load_codec
+from mmspeech.config import StrictModel
 from mmspeech.data.shards import ShardSetInfo, write_shards
 from mmspeech.frames import frames_to_seconds
 from mmspeech.types import Sample, Visual, Word
@@ -24,10 +31,19 @@ WORD_FRAMES = (1, 3)  # how long a word lasts; spoken ones take about four
 GAP_FRAMES = (1, 4)  # between sentences
 
 
-def make_facts(
-    out: Path, *, codec_dir: Path, count: int, seed: int, split: str = "train", size_px: int = 96, num_facts: int = 12
-) -> ShardSetInfo:
-    """Write a set of `count` calls without sound, each a picture and up to `num_facts` different sentences about it.
+class FactsSettings(StrictModel):
+    """What decides on the calls. `num_facts`: different sentences about a picture or clip, at most; `clips`: their
+    share of all calls."""
+
+    seed: int = Field(0, ge=0)
+    split: str = "train"
+    size_px: int = 96
+    num_facts: int = Field(4, ge=1)
+    clips: float = Field(0.0, ge=0, le=1)
+
+
+def make_facts(out: Path, settings: FactsSettings, *, codec_dir: Path, count: int) -> ShardSetInfo:
+    """Write a set of `count` calls without sound, each a picture or a clip and sentences about it.
 
     Raises ConfigError for a codec that can not be loaded, whose stamp the set bears.
     """
@@ -35,30 +51,59 @@ def make_facts(
 
     stamp = codec_stamp(load_codec(codec_dir))
     numbers = track(range(count), description="facts")
-    return write_shards(out, _samples(numbers, stamp.num_codebooks, seed, split, size_px, num_facts), codec=stamp)
+    return write_shards(out, _samples(numbers, stamp.num_codebooks, settings), codec=stamp)
 
 
-def _samples(
-    numbers: Iterable[int], num_codebooks: int, seed: int, split: str, size_px: int, num_facts: int
-) -> Iterator[Sample]:
+def _samples(numbers: Iterable[int], num_codebooks: int, settings: FactsSettings) -> Iterator[Sample]:
     for number in numbers:
-        rng = item_rng(seed, split, number, "facts")
-        scene = random_scene(rng, split=split)
-        # As many draws as facts: what is often asked is often told.
-        sentences = list(dict.fromkeys(visual_turn(scene, rng).answer for _ in range(num_facts)))
-        words, num_frames = _lay_out(sentences, rng)
+        rng = item_rng(settings.seed, settings.split, number, "facts")
+        make = _of_clip if rng.random() < settings.clips else _of_scene
+        (words, num_frames), visual = make(rng, settings)
         codes = torch.full((2 * num_codebooks, num_frames), -1, dtype=torch.int16)
-        picture = Visual(render_png(scene, size_px=size_px))
-        yield Sample(f"{number:06d}", codes, words, [picture], {"kind": "facts", "split": split})
+        yield Sample(f"{number:06d}", codes, words, [visual], {"kind": "facts", "split": settings.split})
 
 
-def _lay_out(sentences: list[str], rng: np.random.Generator) -> tuple[list[Word], int]:
-    """Words one after the other, and the frames they take."""
-    words, now_frames = [], 1
-    for sentence in sentences:
-        now_frames += int(rng.integers(*GAP_FRAMES, endpoint=True))
+Made = tuple[tuple[list[Word], int], Visual]
+
+
+def _of_scene(rng: np.random.Generator, settings: FactsSettings) -> Made:
+    scene = random_scene(rng, split=settings.split)
+    # As many draws as facts: what is often asked is often told.
+    sentences = list(dict.fromkeys(visual_turn(scene, rng).answer for _ in range(settings.num_facts)))
+    laid = _lay_out(lambda now_sec: sentences.pop(0) if sentences else None, rng)
+    return laid, Visual(render_png(scene, size_px=settings.size_px))
+
+
+def _of_clip(rng: np.random.Generator, settings: FactsSettings) -> Made:
+    """The call begins in the middle of the clip, when something has become true."""
+    turns: list[TimedTurn] = []
+    while not turns:
+        clip = random_clip(rng, split=settings.split)
+        turns = list(clip_turns(clip, rng, tries=8 * settings.num_facts))
+    begin_sec = pick(rng, turns).earliest_sec
+    told: list[str] = []
+
+    def next_one(now_sec: float) -> str | None:
+        clip_sec = begin_sec + now_sec
+        true = [turn.turn.answer for turn in turns if turn.earliest_sec <= clip_sec <= turn.latest_sec]
+        new = [answer for answer in true if answer not in told]
+        if not new or len(told) == settings.num_facts:
+            return None
+        told.append(pick(rng, new))
+        return told[-1]
+
+    visual = Visual(film(clip, size_px=settings.size_px), round(-begin_sec, 3), "clip", SEEN_FPS)
+    return _lay_out(next_one, rng), visual
+
+
+def _lay_out(next_one: Callable[[float], str | None], rng: np.random.Generator) -> tuple[list[Word], int]:
+    """Sentences one after the other, each asked for when it begins (seconds of the call), until there is none: their
+    words, and the frames they take."""
+    words, now_frames = [], 1 + int(rng.integers(*GAP_FRAMES, endpoint=True))
+    while (sentence := next_one(frames_to_seconds(now_frames))) is not None:
         pace = int(rng.integers(*WORD_FRAMES, endpoint=True))
         for text in sentence.split():
             words.append(Word(text, frames_to_seconds(now_frames), frames_to_seconds(now_frames + pace)))
             now_frames += pace
+        now_frames += int(rng.integers(*GAP_FRAMES, endpoint=True))
     return words, now_frames + 1

@@ -185,7 +185,8 @@ def _did_move(clip: Clip, rng) -> TimedTurn | None:
         return None
     forms, name = IS_MOVING if now else DID_MOVE, f"the {pick(rng, names[index])}"
     said = "yes" if yes else "no"
-    answer = f"{name} {said} it {'moves' if yes else 'does not'}"
+    told = ("it moves" if yes else "it does not") if now else ("it moved" if yes else "it did not")
+    answer = f"{'now ' if now else ''}{name} {said} {told}"
     return TimedTurn(form_turn(rng, "did_move", forms, answer, (said,), name=name), *when)
 
 

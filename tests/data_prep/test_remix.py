@@ -1,5 +1,6 @@
 """Remixed calls: what is said is true of the picture; questions are the voiced ones, answers the model's own voice."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,10 @@ import torch
 
 from data_prep.dialogue import visual_dialogue, visual_turn
 from data_prep.encode import codec_stamp
+from data_prep.facts import FactsSettings, make_facts
+from data_prep.film import film
+from data_prep.happenings import random_clip
+from data_prep.motion_dialogue import clip_turns, commentary
 from data_prep.mouth import LEAD_SEC, Mouth
 from data_prep.remix import RemixSettings, make_remix
 from data_prep.scenes import item_rng
@@ -17,6 +22,7 @@ from mmspeech.checkpoint import load_codec
 from mmspeech.config import ConfigError
 from mmspeech.data.shards import ShardSet, write_shards
 from mmspeech.types import Sample, Word
+from mmspeech.vision.video import Video
 
 CODEC = Path(__file__).resolve().parents[2] / "mmspeech" / "pretrained" / "tiny"
 STAMP = codec_stamp(load_codec(CODEC))
@@ -29,10 +35,15 @@ except FileNotFoundError as error:
 
 
 def voiced_call(number: int) -> Sample:
-    """A call whose codes tell the call (first row) and the frame (second)."""
+    """A call whose codes tell the call (first row) and the frame (second); every third is about a clip."""
     rng = np.random.default_rng(number)
     words, records, now_sec = [], [], 1.0
-    for turn in visual_dialogue(random_scene(rng, split="train"), rng, num_turns=5):
+    if number % 3:
+        turns = visual_dialogue(random_scene(rng, split="train"), rng, num_turns=5)
+    else:
+        turns = [timed.turn for timed in clip_turns(random_clip(rng, split="train"), rng, tries=9)]
+        turns.append(commentary(random_clip(rng, split="train"), rng).turn)
+    for turn in turns:
         record = turn.record() | {"interrupted": False}
         for speaker, side, text in (("user", "question", turn.question), ("main", "answer", turn.answer)):
             record[f"{side}_start_sec"] = now_sec
@@ -52,7 +63,7 @@ def voiced_call(number: int) -> Sample:
 @pytest.fixture(scope="module")
 def voiced(tmp_path_factory):
     folder = tmp_path_factory.mktemp("voiced") / "set"
-    write_shards(folder, [voiced_call(number) for number in range(60)], codec=STAMP)
+    write_shards(folder, [voiced_call(number) for number in range(120)], codec=STAMP)
     return folder
 
 
@@ -92,6 +103,80 @@ def test_nothing_but_lasting_silence_tells_that_an_answer_comes():
     assert codes[:, 0].tolist() == list(STAMP.silence_codes)
     assert [word.text for word in words] == ["the", "circle", "is", "red"] and words[0].start_sec >= LEAD_SEC
     assert not Mouth(codec, limit=0).can_say("the circle is red")
+
+
+def test_a_clip_is_asked_about_when_the_answer_is_true(voiced, tmp_path):
+    settings = RemixSettings(seed=2, clips=1.0, commentary=0.0)
+    make_remix(tmp_path / "out", settings, like=[voiced], codec_dir=CODEC, count=12)
+    calls = ShardSet(tmp_path / "out")
+    checked = 0
+    for index in range(len(calls)):
+        call = calls[index]
+        (shown,) = call.visuals
+        rng = item_rng(settings.seed, settings.split, int(call.id), "remix")
+        rng.random()
+        clip = random_clip(rng, split=settings.split)
+        if shown.data != film(clip, size_px=settings.size_px):
+            continue  # nobody asked about the first clip that was thought up
+        asked_sec = [word.end_sec for word in call.words if word.speaker == "user"][-1] - shown.start_sec
+        (answer,) = sentences(call.words)
+        turns = clip_turns(clip, np.random.default_rng(0), tries=3000)
+        times = [(timed.earliest_sec, timed.latest_sec) for timed in turns if timed.turn.answer == answer]
+        assert any(first - 1e-3 <= asked_sec <= last + 1e-3 for first, last in times), (answer, asked_sec, times)
+        checked += 1
+    assert checked >= 5
+
+
+def test_what_happens_is_told_soon_after_it_has(voiced, tmp_path):
+    settings = RemixSettings(seed=5, clips=1.0, commentary=1.0)
+    make_remix(tmp_path / "out", settings, like=[voiced], codec_dir=CODEC, count=6)
+    calls = ShardSet(tmp_path / "out")
+    assert len(calls) >= 4
+    for index in range(len(calls)):
+        call = calls[index]
+        said = [word for word in call.words if word.speaker == "main"]
+        assert said[0].text == "okay" and len(said) >= 3
+        assert all(one.end_sec <= two.start_sec + 0.1 for one, two in itertools.pairwise(said))
+        clip = Video(call.visuals[0].data)
+        assert call.visuals[0].start_sec < said[1].start_sec < call.visuals[0].start_sec + clip.duration_sec + 1.5
+
+
+def test_after_a_swap_the_second_picture_is_asked_about(voiced, tmp_path):
+    settings = RemixSettings(seed=4, swaps=1.0)
+    make_remix(tmp_path / "out", settings, like=[voiced], codec_dir=CODEC, count=8)
+    calls = ShardSet(tmp_path / "out")
+    assert len(calls) >= 6
+    for index in range(len(calls)):
+        call = calls[index]
+        first, second = call.visuals
+        assert first.start_sec == 0.0 and first.data != second.data and len(sentences(call.words)) == 2
+        switches = [
+            b.start_sec for a, b in itertools.pairwise(call.words) if (a.speaker, b.speaker) == ("main", "user")
+        ]
+        ends = [a.end_sec for a, b in itertools.pairwise(call.words) if (a.speaker, b.speaker) == ("main", "user")]
+        answered_sec = [w.start_sec for w in call.words if w.speaker == "main" and w.start_sec > switches[0]][0]
+        assert ends[0] <= second.start_sec < answered_sec
+
+
+def test_written_sentences_are_true_when_they_stand_there(tmp_path):
+    settings = FactsSettings(seed=1, clips=0.7, num_facts=3)
+    make_facts(tmp_path / "out", settings, codec_dir=CODEC, count=12)
+    calls = ShardSet(tmp_path / "out")
+    kinds = {calls[index].visuals[0].kind for index in range(len(calls))}
+    assert kinds == {"image", "clip"} and (calls[0].codes == -1).all()
+    for index in range(len(calls)):
+        call = calls[index]
+        rng = item_rng(1, "train", int(call.id), "facts")
+        rng.random()
+        text = " ".join(word.text for word in call.words)
+        if call.visuals[0].kind == "image":
+            scene = random_scene(rng, split="train")
+            truths = {visual_turn(scene, np.random.default_rng(seed)).answer for seed in range(3000)}
+        else:
+            clip = random_clip(rng, split="train")
+            truths = {timed.turn.answer for timed in clip_turns(clip, np.random.default_rng(0), tries=4000)}
+            assert call.visuals[0].start_sec < 0
+        assert any(text.startswith(truth) for truth in truths) and any(text.endswith(truth) for truth in truths)
 
 
 def test_the_same_seed_makes_the_same_calls(voiced, tmp_path):
