@@ -150,10 +150,12 @@ class VisionConfig(StrictModel):
     `feature_layer` None: tokens after the final norm; -1, -2 ...: as that block leaves them, without the norm.
     `keep_prefix_tokens`: class and register tokens stay in front (they have no place in the picture).
     Clip encoders (hf: V-JEPA 2, VideoMAE) look at the last `window_frames` frames, taken `window_fps` times a second
-    (None: as they were trained). `window_tokens`: of the steps of time in the window, the newest one's, or their mean.
-    `pool`: fewer tokens a picture, before the projection: `mean2x2` of a square grid, or `queries`: `pool_queries`
-    learned weighted means of however many tokens there are. `projector_norm` comes after the projection; `project`
-    false leaves that out (the tower is as wide as what cross-attention reads).
+    (None: as the encoder was trained). Each step of time in the window has tokens of its own; `window_tokens` makes of
+    them the tokens of the newest frame: those of the newest step, or the mean over all steps.
+    `pool`: fewer tokens for each picture, in front of the projection: `mean2x2` of a square grid, or `queries`, which
+    learn `pool_queries` weighted means of however many tokens there are.
+    `projector_norm` is applied after the projection;
+    `project` false leaves the projection out (the tower is as wide as what cross-attention reads).
     """
 
     tower: str
@@ -371,17 +373,20 @@ def parse_config(cls: type[ConfigT], data: dict[str, Any], *, source: str) -> Co
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{source}: " + "; ".join(_describe(cls, one) for one in error.errors())) from error
+        lines = [_describe(cls, problem) for problem in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(lines)) from error
 
 
 def _describe(cls: type[BaseModel], problem: dict[str, Any]) -> str:
-    key = ".".join(location := [str(part) for part in problem["loc"]])
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(location[-1], _field_names(cls, location[:-1]), n=1)
         return f"unknown key '{key}'" + (f" (did you mean '{near[0]}'?)" if near else "")
     if problem["type"] == "missing":
         return f"missing key '{key}'"
-    shown = "" if isinstance(got := problem.get("input"), dict | BaseModel) else f" (got {got!r})"
+    got = problem.get("input")
+    shown = "" if isinstance(got, dict | BaseModel) else f" (got {got!r})"
     return f"'{key or 'config'}': {problem['msg']}{shown}"
 
 
@@ -389,8 +394,9 @@ def _field_names(cls: type[BaseModel], parents: list[str]) -> list[str]:
     """Names of the fields where an unknown key stood, following nested models and unions."""
     models = [cls]
     for parent in parents:
-        fields = [model.model_fields.get(parent) for model in models]
-        models = [m for field in fields for m in _models_in(getattr(field, "annotation", None))] or models
+        models = [
+            m for model in models for m in _models_in(getattr(model.model_fields.get(parent), "annotation", None))
+        ] or models
     return [name for model in models for name in model.model_fields]
 
 

@@ -78,8 +78,7 @@ class Batch:
 
     codes: [B, 1 + 2K, T] long, aligned in time (undelayed): text, own codebooks, user codebooks; -1 is "nothing here"
     (embedded as zeros, never a target). text_weight [B, T] and audio_weight [B, T]: float loss weights per frame.
-    pixels: [P, 3, H, W] float or None: the batch's pictures and frames of clips (for clip encoders each with what it
-    is seen with, [P, F, 3, H, W]); picture_rows [P] long says which row
+    pixels: [P, 3, H, W] float or None: the batch's pictures and frames of clips; picture_rows [P] long says which row
     each belongs to and onset_frames [P] long from which frame on it is seen (negative: since before the row begins).
     picture_keys name the pictures' content; features [P, S, Dv] (with features_mask [P, S] bool or None), when set,
     stand for what the tower makes of the pixels.

@@ -57,7 +57,7 @@ def save_small(folder: Path, settings: dict) -> Path:
     for projection in model.lm.temporal.fusion.projections:
         if projection.age is not None:
             torch.nn.init.normal_(projection.age.weight)
-    model.tower = build_tower(config.vision, pretrained=False)
+    model.tower = build_tower(config.vision)
     tokenizer_file = folder / "tokenizer.model"
     train_tokenizer(SENTENCES * 20, 60, tokenizer_file)
     return save_model(

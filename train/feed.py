@@ -14,9 +14,8 @@ import numpy as np
 import torch
 
 from mmspeech.config import ConfigError, Problems
-from mmspeech.data.collate import NOTHING, Augmentation, Layout, Row, stack
+from mmspeech.data.collate import NOTHING, Augmentation, Layout, PictureFormat, Row, stack
 from mmspeech.data.shards import HUB, ShardSet, fetch_set
-from mmspeech.data.visuals import PictureFormat
 from mmspeech.types import Batch
 from train.settings import DataConfig, SourceConfig
 

@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from mmspeech.audio.codec import Codec
 from mmspeech.checkpoint import HUB_ID, TOKENIZER, check_keys, check_streams, load_codec, load_model, read_codec_config
 from mmspeech.config import ConfigError, ModelConfig, load_config
-from mmspeech.data.visuals import PictureFormat
 from mmspeech.lm.loss import LossOut, LossWeights, duplex_loss, enough_pieces
 from mmspeech.lm.model import VisionSpeechModel
 from mmspeech.tokens.text import TextTokenizer
 from mmspeech.types import Batch
-from mmspeech.vision.memory import Memory
 from train.settings import InitConfig, LossConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -38,20 +36,6 @@ class Origin:
     tokenizer_file: Path
     config: ModelConfig
     lora: "Lora | None" = None
-
-    def picture_format(self) -> PictureFormat | None:
-        """How the tower takes pictures, and how many of them the model remembers; None for a model without eyes."""
-        if self.tower is None:
-            return None
-        seen = self.tower.config
-        return PictureFormat(
-            size_px=seen.image_size_px,
-            mean=seen.mean,
-            std=seen.std,
-            memory=Memory.of(self.config.lm.fusion),
-            window_frames=seen.window_frames,
-            window_fps=seen.window_fps,
-        )
 
 
 class Objective(nn.Module):

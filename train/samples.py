@@ -19,6 +19,7 @@ from mmspeech.frames import frames_to_seconds
 from mmspeech.lm.sight import see_calls
 from mmspeech.serve.session import SpokenWord, Transcript
 from mmspeech.types import FrameOut, Sample, VisualContext, Word
+from mmspeech.vision.memory import Memory
 from train.boards import Shown
 from train.sample_figure import CallFigure, draw_call
 from train.sample_page import write_contents, write_page
@@ -146,15 +147,20 @@ def answer(origin: "Origin", sample: Sample, seen: list[SeenFrame], *, max_frame
 
 
 def _seen(origin: "Origin", sample: Sample, *, max_frames: int) -> list[SeenFrame]:
-    form = origin.picture_format()
+    if origin.tower is None:
+        return []
     num_frames = min(max_frames, sample.codes.shape[1])
-    return [] if form is None else see_visuals(sample.visuals, num_frames=num_frames, form=form)
+    return see_visuals(sample.visuals, num_frames=num_frames, memory=Memory.of(origin.config.lm.fusion))
 
 
 def _look(origin: "Origin", seen: list[SeenFrame], device: torch.device) -> VisualContext | None:
-    if not seen:
+    tower = origin.tower
+    if tower is None or not seen:
         return None
-    features, mask = origin.tower(origin.picture_format().pixels(seen).to(device))
+    from mmspeech.vision.image import to_pixels
+
+    pixels = torch.stack([to_pixels(frame.picture, tower.image_size_px, tower.mean, tower.std) for frame in seen])
+    features, mask = tower(pixels.to(device))
     # Under DeepSpeed the model may be narrower than the tower beside it.
     features = features.to(next(origin.model.lm.parameters()).dtype)
     onset = torch.tensor([frame.onset_frame for frame in seen], device=device)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmspeech.config import GenerationConfig
 from mmspeech.frames import FRAME_RATE_HZ, FRAME_SAMPLES, samples_to_seconds
-from mmspeech.serve.eyes import Eyes, FrameCounts, FrameInbox, check_sight
+from mmspeech.serve.eyes import FrameCounts, FrameInbox, check_sight, look
 from mmspeech.types import FrameOut
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ class CallBatch:
         self.decoder_state = bundle.codec.init_decoder_state(batch_size)
         self.steps = 0
         self._inboxes = [FrameInbox() for _ in range(batch_size)]
-        self._eyes = Eyes(bundle, batch_size=batch_size)
 
     @property
     def frame_counts(self) -> list[FrameCounts]:
@@ -97,7 +96,6 @@ class CallBatch:
         forgetting = torch.zeros(self.batch_size, dtype=torch.bool)
         forgetting[list(chosen)] = True
         self.generator.forget(forgetting)
-        self._eyes.forget(list(chosen))
 
     def step(self, pcm: Tensor) -> CallOut:
         """Advance by one frame. pcm: [B, 1920] float at 24 kHz, what the callers said in these 80 ms."""
@@ -123,7 +121,7 @@ class CallBatch:
         taken = {row: inbox.take(step=self.generator.steps[row]) for row, inbox in enumerate(self._inboxes)}
         due = {row: picture for row, picture in taken.items() if picture is not None}
         if due:
-            self.generator.show(self._eyes.look(due), list(due))
+            self.generator.show(look(self.bundle, list(due.values())), list(due))
 
     @torch.no_grad()
     def speak(self, out: FrameOut | None) -> Tensor:
@@ -135,8 +133,7 @@ class CallBatch:
 
     def state_tensors(self) -> list[Tensor]:
         """All that the calls remember between steps: of codec and speech LM, and what is seen."""
-        windows = [window for window in self._eyes.windows if window is not None]
-        states = [self.encoder_state, self.decoder_state, *self.generator.states, *windows]
+        states = [self.encoder_state, self.decoder_state, *self.generator.states]
         own = [self.generator.window, self.generator.gates, self.generator.noise]
         return own + [tensor for state in states for tensor in state.tensors()]
 

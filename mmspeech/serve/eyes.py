@@ -66,9 +66,8 @@ class FrameInbox:
         self.counts.dropped += self._waiting is not None
         self._waiting = _Waiting(picture, stamp_sec)
 
-    def take(self, *, step: int) -> "tuple[Image, float] | None":
-        """The frame that enters at `step`, whole and upright, and its stamp in seconds; None when there is none, or it
-        cannot be read."""
+    def take(self, *, step: int) -> "Image | None":
+        """The frame that enters at `step`, whole and upright; None when there is none, or it cannot be read."""
         waiting = self._waiting
         if waiting is None or onset_of(waiting.stamp_sec) > step:
             return None
@@ -80,7 +79,7 @@ class FrameInbox:
             return None
         self._seen_sec = waiting.stamp_sec
         self.counts.shown += 1
-        return picture, waiting.stamp_sec
+        return picture
 
     def clear(self, *, step: int) -> None:
         """What waits, or is of a time before `step`, is not to be seen any more."""
@@ -95,34 +94,13 @@ def check_sight(bundle: "Bundle") -> None:
         raise SightError(f"{bundle.path}: this model cannot see (no vision tower); leave the picture out")
 
 
-class Eyes:
-    """What the tower makes of the pictures of B calls. A clip encoder sees each with those that came before it."""
-
-    def __init__(self, bundle: "Bundle", *, batch_size: int):
-        self.bundle = bundle
-        weight = next(bundle.model.lm.parameters())
-        self._place = {"device": weight.device, "dtype": weight.dtype}
-        tower = bundle.model.tower
-        self.windows = [tower.init_window(1, **self._place) if tower else None for _ in range(batch_size)]
-
-    def look(self, taken: "dict[int, tuple[Image, float]]") -> VisualContext:
-        """Keys and values [R, S, D] of the pictures of R calls, with their stamps in seconds, by number of the call."""
-        model = self.bundle.model
-        tower, fps = model.tower, self.bundle.config.vision.window_fps
-        pixels = []
-        for row, (picture, stamp_sec) in taken.items():
-            own = to_pixels(picture, tower.image_size_px, tower.mean, tower.std).to(**self._place)
-            if self.windows[row] is not None:
-                at_sec = torch.tensor([stamp_sec], dtype=torch.float64)
-                own = self.windows[row].push(own[None], at_sec, fps=fps)[0]
-            pixels.append(own)
-        features, mask = tower(torch.stack(pixels))
-        # The moment it is seen from is known to the memory it goes into.
-        onset = torch.zeros(len(taken), dtype=torch.long, device=features.device)
-        return model.see(features, onset, mask=mask)
-
-    def forget(self, rows: Sequence[int]) -> None:
-        """Those calls have seen nothing yet."""
-        for row in rows:
-            if self.windows[row] is not None:
-                self.windows[row].reset()
+def look(bundle: "Bundle", pictures: "Sequence[Image]") -> VisualContext:
+    """Keys and values [R, S, D] of R pictures. SightError for a model without eyes."""
+    check_sight(bundle)
+    model, size_px = bundle.model, bundle.config.vision.image_size_px
+    weight = next(model.lm.parameters())
+    pixels = torch.stack([to_pixels(picture, size_px, model.tower.mean, model.tower.std) for picture in pictures])
+    features, mask = model.tower(pixels.to(device=weight.device, dtype=weight.dtype))
+    # The moment it is seen from is known to the memory it goes into.
+    onset = torch.zeros(len(pictures), dtype=torch.long, device=weight.device)
+    return model.see(features, onset, mask=mask)

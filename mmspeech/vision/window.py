@@ -51,16 +51,10 @@ def slots_of(at_sec: Tensor, fps: float) -> Tensor:
     return torch.floor(at_sec.double() * fps + 1e-6).long()  # a time on a border must not slip to the slot before
 
 
-def members_of(at_sec: Tensor, *, window_frames: int, fps: float) -> Tensor:
-    """Which frames the window after each holds: at_sec [N], in order -> numbers of frames [N, F] long, the newest
-    last."""
+def windows_of(frames: Tensor, at_sec: Tensor, *, window_frames: int, fps: float) -> Tensor:
+    """The window after each frame of a clip: frames [N, 3, H, W] at times at_sec [N], in order -> [N, F, 3, H, W]."""
     slots = slots_of(at_sec, fps)
     wanted = slots[:, None] - torch.arange(window_frames - 1, -1, -1, device=slots.device)
     newest = torch.searchsorted(slots, wanted.contiguous(), right=True) - 1
     own = torch.arange(len(slots), device=slots.device)[:, None]
-    return torch.minimum(newest, own).clamp(min=0)
-
-
-def windows_of(frames: Tensor, at_sec: Tensor, *, window_frames: int, fps: float) -> Tensor:
-    """The window after each frame of a clip: frames [N, 3, H, W] at times at_sec [N], in order -> [N, F, 3, H, W]."""
-    return frames[members_of(at_sec, window_frames=window_frames, fps=fps)]
+    return frames[torch.minimum(newest, own).clamp(min=0)]

@@ -5,8 +5,8 @@ import pytest
 import torch
 from clips import number_in, numbered_picture, png, write_clip
 
-from mmspeech.data.collate import Row, crop, stack
-from mmspeech.data.visuals import PictureFormat, see_visuals
+from mmspeech.data.collate import PictureFormat, Row, crop, stack
+from mmspeech.data.visuals import see_visuals
 from mmspeech.types import Sample, Visual, Word
 from mmspeech.vision.image import ImageError
 from mmspeech.vision.memory import Memory
@@ -23,17 +23,13 @@ def clip(tmp_path_factory) -> bytes:
     return write_clip(tmp_path_factory.mktemp("clip") / "c.mp4", num_frames=75).read_bytes()
 
 
-def format_of(memory: Memory, **window) -> PictureFormat:
-    return PictureFormat(16, (0.5,) * 3, (0.5,) * 3, memory, **window)
-
-
 def picture(number: int, start_sec: float) -> Visual:
     return Visual(png(numbered_picture(number, SIZE_PX)), start_sec)
 
 
 def numbers(visuals: list[Visual], *, num_frames: int = 400, memory: Memory = ALL) -> list[tuple[int, int]]:
     """(onset frame, number in the picture) of what is seen."""
-    frames = see_visuals(visuals, num_frames=num_frames, form=format_of(memory))
+    frames = see_visuals(visuals, num_frames=num_frames, memory=memory)
     return [(frame.onset_frame, number_in(frame.picture)) for frame in frames]
 
 
@@ -91,10 +87,10 @@ def test_a_batch_holds_the_frames_of_all_rows(clip):
         Row("b", codes, weight, weight, []),
         Row("c", codes, weight, weight, [picture(7, 0.0), picture(8, 1.0)]),
     ]
-    batch = stack(rows, pictures=format_of(Memory(4)))
+    batch = stack(rows, pictures=PictureFormat(16, (0.5,) * 3, (0.5,) * 3, Memory(4)))
     assert batch.pixels.shape == (5, 3, 16, 16) and batch.picture_rows.tolist() == [0, 0, 0, 2, 2]
     assert batch.onset_frames.tolist() == [0, 13, 25, 0, 13] and len(set(batch.picture_keys)) == 5
-    again = stack(rows[::-1], pictures=format_of(Memory(4)))
+    again = stack(rows[::-1], pictures=PictureFormat(16, (0.5,) * 3, (0.5,) * 3, Memory(4)))
     assert sorted(again.picture_keys) == sorted(batch.picture_keys)
 
 
@@ -105,14 +101,3 @@ def test_what_cannot_be_read_is_one_line(clip):
         numbers([Visual(clip[: len(clip) // 2] + bytes(len(clip) - len(clip) // 2), 0.0, "clip")])
     with pytest.raises(ImageError, match="^picture: "):
         numbers([Visual(b"no picture")])
-
-
-def test_clip_encoders_get_each_frame_with_those_before_it(clip):
-    """Also those that memory has lost; a picture alone fills its window."""
-    form = format_of(Memory(2), window_frames=3, window_fps=2.0)
-    visuals = [picture(200, -9.0), Visual(clip, -2.5, "clip", fps=2.0)]
-    seen = see_visuals(visuals, num_frames=50, form=form)
-    assert [[number_in(one) for one in frame.window] for frame in seen] == [[25, 37, 50], [37, 50, 62]]
-    assert form.pixels(seen).shape == (2, 3, 3, 16, 16) and seen[0].key != seen[1].key
-    (alone,) = see_visuals(visuals[:1], num_frames=50, form=form)
-    assert [number_in(one) for one in alone.window] == [200] * 3
