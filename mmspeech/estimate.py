@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, prod
 
 import torch
 from torch import nn
@@ -46,10 +46,13 @@ SHARINGS = (
 @dataclass(frozen=True)
 class Plan:
     """The run to estimate. `frames_per_batch` are rows x frames per row; `trainable`: names of parameters;
-    `lower_frozen`: those that do not train are held in bfloat16 where DeepSpeed does not decide."""
+    `wrapped`: matrices that learn through LoRA pairs of rank `lora_rank` (0: none do); `lower_frozen`: what does not
+    train is held in bfloat16 where DeepSpeed does not decide."""
 
     model: ModelConfig
     trainable: Collection[str]
+    wrapped: Collection[str]
+    lora_rank: int
     frames_per_batch: int
     max_frames: int
     batches_per_step: int
@@ -100,15 +103,29 @@ def count_visual_tokens(config: ModelConfig) -> int:
     return features.shape[1]
 
 
+def shapes_and_pairs(plan: Plan) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """Shapes of the model's parameters, and of the LoRA pairs beside the wrapped ones, by name."""
+    shapes = {name: tuple(value.shape) for name, value in empty_model(plan.model).named_parameters()}
+    pairs = {}
+    for name in plan.wrapped:
+        place, (*steps, out_dim, in_dim) = name.removesuffix("weight"), shapes[name]
+        pairs[f"{place}lora_A.weight"] = (*steps, plan.lora_rank, in_dim)
+        pairs[f"{place}lora_B.weight"] = (*steps, out_dim, plan.lora_rank)
+    return shapes, pairs
+
+
 def measure_sizes(plan: Plan) -> Sizes:
     """Parameters of every part."""
-    shapes = {name: value.numel() for name, value in empty_model(plan.model).named_parameters()}
+    shapes, pairs = shapes_and_pairs(plan)
+    beside = sum(map(prod, pairs.values()))
     with torch.device("meta"):
         parts: list[nn.Module] = [build_codec(plan.model.codec)]
         if plan.model.vision is not None:
             parts.append(build_tower(plan.model.vision, pretrained=False))
     frozen = sum(value.numel() for part in parts for value in part.parameters())
-    return Sizes(sum(shapes.values()), sum(shapes[name] for name in plan.trainable), frozen)
+    return Sizes(
+        sum(map(prod, shapes.values())) + beside, sum(prod(shapes[name]) for name in plan.trainable) + beside, frozen
+    )
 
 
 def batch_work(plan: Plan) -> Work:
@@ -120,12 +137,12 @@ def batch_work(plan: Plan) -> Work:
 
 def step_flops(plan: Plan) -> float:
     """Operations of one step: all of its batches, on all processes."""
-    shapes = {name: tuple(value.shape) for name, value in empty_model(plan.model).named_parameters()}
+    shapes, pairs = shapes_and_pairs(plan)
     work = batch_work(plan)
     if plan.depth_codebooks is not None:
         share = plan.depth_codebooks / plan.model.lm.num_codebooks
         work = replace(work, depth_frames=work.depth_frames * share)
-    return plan.batches_per_step * ModelFlops(plan.model.lm, shapes, plan.trainable).total(work)
+    return plan.batches_per_step * ModelFlops(plan.model.lm, shapes | pairs, {*plan.trainable, *pairs}).total(work)
 
 
 def footprints(plan: Plan, *, sharded: bool) -> dict[bool, Footprint]:
@@ -142,6 +159,7 @@ def footprints(plan: Plan, *, sharded: bool) -> dict[bool, Footprint]:
             work=work,
             numbers=numbers,
             recompute=recompute,
+            wrapped=set(plan.wrapped),
             pieces=plan.pieces,
             depth_codebooks=plan.depth_codebooks,
         )

@@ -94,21 +94,23 @@ def measure_step(
     work: Work,
     numbers: Numbers,
     recompute: bool,
+    wrapped: Collection[str] = (),
     pieces: int = 1,
     depth_codebooks: int | None = None,
 ) -> Footprint:
     """The footprint of a step on `work`; `recompute`: layers of the temporal transformer are computed again in the
-    backward pass. `pieces` and `depth_codebooks`: see mmspeech.lm.loss.LossWeights."""
+    backward pass. `wrapped`: matrices that learn through LoRA, which keeps their inputs as if they learnt themselves
+    (the pairs' own products are small beside those, and left out). `pieces` and `depth_codebooks`: see
+    mmspeech.lm.loss.LossWeights."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
         model = VisionSpeechModel(config)
         for prefix, module in model.named_modules():
             for name, parameter in module.named_parameters(prefix, recurse=False):
-                trains = name in trainable
-                held = parameter.detach().to(numbers.trained if trains else numbers.frozen)
-                held = nn.Parameter(held, requires_grad=trains)
-                held.grad = torch.zeros_like(held) if trains else None
+                held = parameter.detach().to(numbers.trained if name in trainable else numbers.frozen)
+                held = nn.Parameter(held, requires_grad=name in trainable or name in wrapped)
+                held.grad = torch.zeros_like(held) if held.requires_grad else None
                 setattr(module, name.rpartition(".")[2], held)
         model.lm.temporal.transformer.recompute = recompute
         codebooks = config.lm.num_codebooks if depth_codebooks is None else depth_codebooks

@@ -23,7 +23,10 @@ LAYERS = (
 FREE_WITHIN = ({"config", "types", "frames"}, set(LAYERS[4]), {"cli", "commands"})
 # from_pretrained and save_pretrained are methods of the model, as everywhere, but loading is the checkpoint's business.
 ALLOWED_UPWARD = {("mmspeech.lm.model", "mmspeech.checkpoint")}
-HEAVY = ("timm", "transformers", "datasets", "accelerate", "matplotlib", "pocketsphinx", "decord", "jiwer")
+HEAVY = (
+    "timm", "transformers", "datasets", "accelerate", "deepspeed", "peft", "matplotlib", "pocketsphinx", "decord",
+    "jiwer", "av",
+)  # fmt: skip
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_RECIPE_LINES = 400, 60, 150
 MAX_LAYER_PARAMETERS = 12
 

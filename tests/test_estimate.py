@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from mmspeech.cli import app
 from mmspeech.commands.estimate import TrainNeeds, make_plan
 from mmspeech.config import apply_overrides, read_mapping
 from mmspeech.estimate import SHARINGS, footprints, measure_sizes, process_memory, step_flops, warnings
+from mmspeech.lm.model import VisionSpeechModel
 from mmspeech.presets import list_presets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +45,24 @@ def test_defaults_are_those_of_training():
         for name, field in needs.model_fields.items():
             if name not in ("init", "data", "loss", "lora") and not field.is_required():
                 assert whole.model_fields[name].default == field.default, name
+
+
+def test_lora_trains_its_pairs_beside_the_adapters():
+    from train.lora import add_lora
+    from train.settings import LoraSettings
+
+    paired, adapters, every = plan("lora={rank: 8}"), plan(), plan("trainable=[all]")
+    torch.manual_seed(0)
+    model = VisionSpeechModel(paired.model)
+    lora = add_lora(model, LoraSettings(rank=8), seed=0)
+    learns = set(lora.trainable(model, [*adapters.trainable]))
+    sizes = measure_sizes(paired)
+    assert sizes.trained == sum(p.numel() for name, p in model.named_parameters() if name in learns)
+    assert sizes.weights == sum(p.numel() for p in model.parameters())
+    assert step_flops(adapters) < step_flops(paired) < step_flops(every)
+    by = memory(paired, processes=1)["ddp"]
+    low, high = (memory(other, processes=1)["ddp"]["activations"] for other in (adapters, every))
+    assert low < by["activations"] <= high
 
 
 def test_each_stage_shares_what_it_says():
@@ -91,7 +111,7 @@ def test_the_command_prints_memory_and_time_from_a_log(tmp_path):
     ("args", "message"),
     [
         (("--gpu", "Card 9"), "its peak is not known here"),
-        (("lora={rank: 8}",), "its pairs are not counted"),
+        (("lora={targets: [lm.temporal.out_norm]}",), "LoRA can not wrap"),
         (("--run", "."), "no metrics.jsonl here"),
         (("trainable=[adaptors]",), "did you mean 'adapters'?"),
         (("init.model=null", "root=/nowhere"), "no checkpoint here yet"),

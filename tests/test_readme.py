@@ -10,15 +10,16 @@ from command_lines import check
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "train" / "README.md").read_text(encoding="utf-8")
 EMBEDDED = ROOT / "mmspeech" / "pretrained" / "tiny" / "config.json"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, *, document: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", document, flags=re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[str]:
-    lines = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+def commands(document: str = README) -> list[str]:
+    lines = [line for block in blocks("bash", document=document) for line in block.splitlines() if line.strip()]
     return [part.strip() for line in lines for part in line.split("&&")]
 
 
@@ -27,7 +28,7 @@ def first(program: str) -> list[str]:
     return next(words for command in commands() if program in (words := shlex.split(command)))
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", commands() + commands(GUIDE))
 def test_every_command_is_one_the_programs_take(command):
     if command == "pip install uv":
         return
@@ -36,6 +37,11 @@ def test_every_command_is_one_the_programs_take(command):
     if words[2:] == ["pytest"]:
         return
     check(words[2:])
+
+
+@pytest.mark.parametrize("command", re.findall(r"`((?:python|torchrun|accelerate) [^`]+)`", GUIDE))
+def test_every_launch_is_one_the_launchers_take(command):
+    check(shlex.split(command))
 
 
 def test_the_first_screen_is_two_commands():

@@ -17,7 +17,7 @@ from mmspeech.checkpoint import MODEL, read_tensors, write_tensors
 from mmspeech.config import ConfigError
 from mmspeech.lm.depth import StepLinear
 from mmspeech.lm.model import VisionSpeechModel
-from mmspeech.lm.trainable import trainable_names
+from mmspeech.lm.trainable import linear_layers, lora_names
 from train.settings import LoraSettings
 
 LORA = "lora.safetensors"
@@ -106,33 +106,15 @@ def add_lora(model: VisionSpeechModel, settings: LoraSettings, *, seed: int) -> 
 
 
 def wrapped_names(model: VisionSpeechModel, settings: LoraSettings) -> list[str]:
-    """Names of the matrices that `settings.targets` chooses, in the model's order: those of linear layers, also of the
-    depth transformer's. Raises ConfigError for a target without any."""
-    able = _able(model)
-    chosen: set[str] = set()
-    for pattern in settings.targets:
-        try:
-            matched = trainable_names(model, [pattern.removeprefix("!")])
-        except ConfigError as error:
-            raise ConfigError(f"lora.targets: {str(error).removeprefix('trainable: ')}") from error
-        found = able.keys() & matched
-        if not found:
-            parts = ", ".join(sorted({".".join(name.split(".")[:3]) for name in able}))
-            named = matched[0] + (f" and {len(matched) - 1} more" if len(matched) > 1 else "")
-            raise ConfigError(
-                f"lora.targets: {pattern!r} is {named}, which LoRA can not wrap; "
-                f"it wraps matrices of {parts}; what is not among them learns by `trainable`"
-            )
-        chosen = chosen - found if pattern.startswith("!") else chosen | found
-    if not chosen:
-        raise ConfigError(f"lora.targets: {settings.targets} leaves no matrix to wrap")
-    by_step = [name for name in able if name in chosen and isinstance(able[name], StepLinear)]
+    """Names of the matrices that `settings.targets` chooses. Raises ConfigError."""
+    names, layers = lora_names(model, settings.targets), linear_layers(model)
+    by_step = [name for name in names if isinstance(layers[name], StepLinear)]
     if by_step and settings.dropout:
         raise ConfigError(
             f"lora.dropout {settings.dropout}: not for {by_step[0]}, which is one matrix per codebook; "
             f"set it to 0, or add '!lm.depth.*' to lora.targets"
         )
-    return [name for name in able if name in chosen]
+    return names
 
 
 def gather_together(model: nn.Module) -> None:
@@ -145,17 +127,10 @@ def gather_together(model: nn.Module) -> None:
             set_z3_leaf_module(module, True)
 
 
-def _able(model: VisionSpeechModel) -> dict[str, nn.Module]:
-    """The modules of the speech LM that peft can wrap, by the name of their matrix. The vision adapters learn whole."""
-    adapters = set(model.adapter_names())
-    linear = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | StepLinear))
-    return {f"{name}.weight": module for name, module in linear if f"{name}.weight" not in adapters}
-
-
 def _inject(model: VisionSpeechModel, settings: LoraSettings, matrices: list[str]) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
-    able = _able(model)
+    able = linear_layers(model)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,

@@ -47,17 +47,22 @@ def train(config: TrainConfig, *, sample: SampleHook = write_samples) -> Path:
     Every process of a launch calls it; all take the same steps, each with its share of the batches.
     """
     accelerator = machine.start(config)
-    with only_here(config.run_dir, accelerator):
-        checkpoint = _train(config, accelerator, sample)
+    checkpoint = _train(config, accelerator, sample)
     machine.finish(accelerator)
     return checkpoint
 
 
 def _train(config: TrainConfig, accelerator: "Accelerator", sample: SampleHook) -> Path:
-    # 1. Model, data, and where the run stands
-    run_dir, main = config.run_dir, accelerator.is_main_process
-    found = find_checkpoint(run_dir, config.resume, accelerator)
     learner, data = set_up(config, accelerator)
+    with only_here(config.run_dir, accelerator):
+        return _run(config, learner, data, sample)
+
+
+def _run(config: TrainConfig, learner: Learner, data: "Data", sample: SampleHook) -> Path:
+    # 1. Where the run stands
+    accelerator, run_dir = learner.accelerator, config.run_dir
+    main = accelerator.is_main_process
+    found = find_checkpoint(run_dir, config.resume, accelerator)
     state = TrainState() if found is None else load_weights(found, learner)
     learner.wrap()
     clock = Clock(config, state)

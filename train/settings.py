@@ -61,7 +61,7 @@ class DataConfig(StrictModel):
     mute_gaps: float = Field(0.0, ge=0, le=1)
     max_bad_calls: int | None = Field(None, ge=0)
     workers: int = Field(0, ge=0)
-    cached_pictures: int = Field(20_000, ge=0)
+    cached_pictures: int = Field(1000, ge=0)
 
 
 class InitConfig(StrictModel):

@@ -34,6 +34,8 @@ _PACKAGES = (
     ("matplotlib", "matplotlib", "talk --plot", "pip install matplotlib"),
     ("datasets", "datasets", "shards: training and data_prep", "pip install 'mmspeech[train]'"),
     ("accelerate", "accelerate", "training", "pip install 'mmspeech[train]'"),
+    ("deepspeed", "deepspeed", "ZeRO; --tensor-parallel", "pip install 'mmspeech[train]'"),
+    ("peft", "peft", "LoRA", "pip install 'mmspeech[train]'"),
     ("tensorboard", "tensorboard", "training curves", "pip install 'mmspeech[train]'"),
     ("jiwer", "jiwer", "evaluation: word error", "pip install 'mmspeech[eval]'"),
     ("pocketsphinx", "pocketsphinx", "evaluation: recognising replies", "pip install 'mmspeech[eval]'"),

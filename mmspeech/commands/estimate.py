@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
@@ -29,7 +29,7 @@ from mmspeech.estimate import (
 )
 from mmspeech.flops import peak_tflops
 from mmspeech.lm.loss import enough_pieces
-from mmspeech.lm.trainable import trainable_names
+from mmspeech.lm.trainable import lora_names, trainable_names
 from mmspeech.presets import find_file
 
 
@@ -48,7 +48,7 @@ class InitNeeds(_Needed):
 class DataNeeds(_Needed):
     batch_frames: int = Field(4000, gt=0)
     max_frames: int = Field(400, gt=0)
-    cached_pictures: int = Field(20_000, ge=0)
+    cached_pictures: int = Field(1000, ge=0)
 
 
 class LossNeeds(_Needed):
@@ -57,11 +57,16 @@ class LossNeeds(_Needed):
     pieces: int | None = Field(None, gt=0)
 
 
+class LoraNeeds(_Needed):
+    rank: int = Field(16, gt=0)
+    targets: list[str] = Field(["lm.temporal.*", "lm.depth.*"], min_length=1)
+
+
 class TrainNeeds(_Needed):
     root: str = "data"
     init: InitNeeds
     trainable: list[str]
-    lora: dict[str, Any] | None = None
+    lora: LoraNeeds | None = None
     data: DataNeeds = DataNeeds()
     loss: LossNeeds = LossNeeds()
     batches_per_step: int = Field(1, gt=0)
@@ -121,16 +126,19 @@ def run_estimate(options: EstimateOptions) -> None:
 
 
 def make_plan(needs: TrainNeeds) -> Plan:
-    """The run of a training configuration. Raises ConfigError when its model is not to be found, or learns by LoRA."""
-    if needs.lora is not None:
-        raise ConfigError("lora: its pairs are not counted; set lora=null and trainable=[adapters] for a lower bound")
+    """The run of a training configuration. Raises ConfigError when its model is not to be found."""
     model = _model_config(needs)
+    empty, lora = empty_model(model), needs.lora
+    trainable = trainable_names(empty, needs.trainable) if needs.trainable else []
+    wrapped = [] if lora is None else lora_names(empty, lora.targets)
     draws = {"depth_frames_share": needs.loss.depth_frames_share, "depth_codebooks": needs.loss.depth_codebooks}
     pieces = needs.loss.pieces or enough_pieces(model.lm, frames=needs.data.batch_frames, **draws)
     lower = {"auto": needs.precision == "bf16", "no": False, "bf16": True}[needs.frozen_precision]
     return Plan(
         model=model,
-        trainable=trainable_names(empty_model(model), needs.trainable),
+        trainable=[name for name in trainable if name not in wrapped],
+        wrapped=wrapped,
+        lora_rank=0 if lora is None else lora.rank,
         frames_per_batch=needs.data.batch_frames,
         max_frames=needs.data.max_frames,
         batches_per_step=needs.batches_per_step,

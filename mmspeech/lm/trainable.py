@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from mmspeech.config import ConfigError
+from mmspeech.lm.depth import StepLinear
 
 TOWER_PREFIX = "tower."
 GROUPS = ("all", "speech", "adapters")
@@ -32,6 +33,40 @@ def trainable_names(model: nn.Module, patterns: list[str]) -> list[str]:
     if not chosen:
         raise ConfigError(f"trainable: {patterns} leaves no parameter to train")
     return [name for name in names if name in chosen]
+
+
+def lora_names(model: nn.Module, targets: list[str]) -> list[str]:
+    """Names of the matrices that the patterns `targets` choose for LoRA, in the model's order: those of the speech LM's
+    linear layers, also the depth transformer's; the vision adapters learn whole.
+
+    Raises ConfigError for a target without any.
+    """
+    able = [*linear_layers(model)]
+    chosen: set[str] = set()
+    for pattern in targets:
+        try:
+            matched = trainable_names(model, [pattern.removeprefix("!")])
+        except ConfigError as error:
+            raise ConfigError(f"lora.targets: {str(error).removeprefix('trainable: ')}") from error
+        found = set(able) & set(matched)
+        if not found:
+            parts = ", ".join(sorted({".".join(name.split(".")[:3]) for name in able}))
+            named = matched[0] + (f" and {len(matched) - 1} more" if len(matched) > 1 else "")
+            raise ConfigError(
+                f"lora.targets: {pattern!r} is {named}, which LoRA can not wrap; "
+                f"it wraps matrices of {parts}; what is not among them learns by `trainable`"
+            )
+        chosen = chosen - found if pattern.startswith("!") else chosen | found
+    if not chosen:
+        raise ConfigError(f"lora.targets: {targets} leaves no matrix to wrap")
+    return [name for name in able if name in chosen]
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers of the speech LM without its adapters, by the name of their matrix."""
+    adapters = set(model.adapter_names())
+    linear = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | StepLinear))
+    return {f"{name}.weight": module for name, module in linear if f"{name}.weight" not in adapters}
 
 
 def _nothing(pattern: str, names: list[str]) -> str:
