@@ -106,9 +106,7 @@ class FusionConfig(StrictModel):
     @model_validator(mode="after")
     def _ages_differ(self):
         if self.age_buckets and self.memory_frames + self.summary_slots == 1:
-            raise ValueError(
-                "age_buckets without memory: the age of a single frame changes nothing; set memory_frames above 1"
-            )
+            raise ValueError("age_buckets without memory: a single frame's age changes nothing; raise memory_frames")
         return self
 
 
@@ -152,10 +150,9 @@ class VisionConfig(StrictModel):
     Clip encoders (hf: V-JEPA 2, VideoMAE) look at the last `window_frames` frames, taken `window_fps` times a second
     (None: as the encoder was trained). Each step of time in the window has tokens of its own; `window_tokens` makes of
     them the tokens of the newest frame: those of the newest step, or the mean over all steps.
-    `pool`: fewer tokens for each picture, in front of the projection: `mean2x2` of a square grid, or `queries`, which
-    learn `pool_queries` weighted means of however many tokens there are.
-    `projector_norm` is applied after the projection;
-    `project` false leaves the projection out (the tower is as wide as what cross-attention reads).
+    `pool`: fewer tokens a picture: `mean2x2` of a square grid, or a number of learned weighted means of all tokens.
+    `projector_norm` comes after the projection, which `project` false leaves out (the tower is as wide as what
+    cross-attention reads).
     """
 
     tower: str
@@ -169,8 +166,7 @@ class VisionConfig(StrictModel):
     window_frames: int | None = Field(None, gt=0)
     window_fps: float | None = Field(None, gt=0)
     window_tokens: Literal["newest", "mean"] = "newest"
-    pool: Literal["none", "mean2x2", "queries"] = "none"
-    pool_queries: int | None = Field(None, gt=0)
+    pool: Literal["mean2x2"] | Annotated[int, Field(gt=0)] | None = None
     project: bool = True
     projector_hidden: int | None = None
     projector_norm: NormKind | None = "rms"
@@ -178,8 +174,6 @@ class VisionConfig(StrictModel):
 
     @model_validator(mode="after")
     def _pool_fits(self):
-        if (self.pool == "queries") != (self.pool_queries is not None):
-            raise ValueError(f"pool {self.pool!r} with pool_queries {self.pool_queries}: they belong together")
         if self.pool == "mean2x2" and self.keep_prefix_tokens:
             raise ValueError("pool mean2x2 with keep_prefix_tokens: class tokens have no place in the picture")
         return self

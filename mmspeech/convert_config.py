@@ -208,7 +208,7 @@ def _check_expressible(config: ModelConfig) -> None:
             problems.append(f"lm.fusion.memory_frames {fusion.memory_frames} (theirs see a single picture)")
         if fusion.age_buckets:
             problems.append(f"lm.fusion.age_buckets {fusion.age_buckets} (theirs know no time)")
-        if vision.pool != "none":
+        if vision.pool is not None:
             problems.append(f"vision.pool {vision.pool}")
         if vision.projector_hidden is not None:
             problems.append("vision.projector_hidden")

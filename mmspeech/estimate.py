@@ -63,7 +63,7 @@ class Plan:
     cached_pictures: int
     recompute: bool
     precision: str
-    visual_tokens: int
+    tower_tokens: int
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def empty_model(config: ModelConfig) -> VisionSpeechModel:
         return VisionSpeechModel(config)
 
 
-def count_visual_tokens(config: ModelConfig) -> int:
-    """Tokens of one picture; 0 for a model without eyes. The tower runs without memory."""
+def count_tower_tokens(config: ModelConfig) -> int:
+    """Tokens the tower makes of one picture; 0 for a model without eyes. The tower runs without memory."""
     if config.vision is None:
         return 0
     side = config.vision.image_size_px
@@ -132,7 +132,9 @@ def batch_work(plan: Plan) -> Work:
     """The largest batch: calls of the greatest length, every frame one that the depth transformer may draw."""
     steps = min(plan.max_frames, plan.frames_per_batch)
     rows = max(1, plan.frames_per_batch // steps)
-    return Work(rows, steps, plan.visual_tokens, rows * steps * plan.depth_frames_share)
+    projector = empty_model(plan.model).projector
+    tokens = 0 if projector is None else projector.count(plan.tower_tokens)
+    return Work(rows, steps, tokens, rows * steps * plan.depth_frames_share)
 
 
 def step_flops(plan: Plan) -> float:
@@ -209,7 +211,7 @@ def cache_bytes(plan: Plan) -> int:
     return (
         0
         if plan.model.vision is None
-        else (FULL * plan.cached_pictures * plan.visual_tokens * plan.model.vision.tower_dim)
+        else (FULL * plan.cached_pictures * plan.tower_tokens * plan.model.vision.tower_dim)
     )
 
 

@@ -1,8 +1,8 @@
 """What a training step computes, in floating-point operations, from shapes alone; and what devices can compute.
 
 Only matrix products and attention count, two operations per multiply-add. A step of attention counts
-min(T, context) keys, without halving for causality, as is usual. Layers that are computed twice to save memory count
-once: the number measures the work the model needs.
+min(T, context) keys, without halving for causality, as is usual. Pooling of visual tokens is left out. Layers that are
+computed twice to save memory count once: the number measures the work the model needs.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -105,7 +105,7 @@ class ModelFlops:
 
     def _vision(self) -> list[bool]:
         """Projector, and keys and values; for each set of projections, whether a gradient passes through them."""
-        flows = False
+        flows = self._trains("projector.pool")
         for name in ("projector.hidden", "projector.proj"):
             flows = self._linear("projector", "token", name, flows)
         flows = flows or self._trains("projector.norm")

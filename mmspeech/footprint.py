@@ -121,6 +121,8 @@ def _run(model: VisionSpeechModel, work: Work, *, autocast: bool, pieces: int, c
     lm, kept = model.lm, {}
     codes = torch.zeros(work.rows, lm.layout.num_streams, work.steps, dtype=torch.long)
     frames = max(1, round(work.depth_frames))
+    if model.projector is not None:
+        model.projector.pool = None  # the work counts the tokens that come out of it
     features = torch.zeros(work.rows, max(1, work.visual_tokens), 1 if model.projector is None else _width(model))
     held = [*model.parameters(), *model.buffers()]
     held += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

@@ -80,7 +80,9 @@ class Batch:
     (embedded as zeros, never a target). text_weight [B, T] and audio_weight [B, T]: float loss weights per frame.
     pixels: [P, 3, H, W] float or None: the batch's pictures and frames of clips; picture_rows [P] long says which row
     each belongs to and onset_frames [P] long from which frame on it is seen (negative: since before the row begins).
-    picture_keys name the pictures' content; features [P, S, Dv] (with features_mask [P, S] bool or None), when set,
+    windows [P, F] long, for clip encoders: which pictures each one is seen with, the newest last; pixels may hold more
+    than P then, those that are in windows alone.
+    picture_keys name the content of pixels; features [P, S, Dv] (with features_mask [P, S] bool or None), when set,
     stand for what the tower makes of the pixels.
     seed: of what the loss draws at random (None: from torch's own state).
     """
@@ -91,6 +93,7 @@ class Batch:
     pixels: Tensor | None = None
     picture_rows: Tensor | None = None
     onset_frames: Tensor | None = None
+    windows: Tensor | None = None
     ids: list[str] = field(default_factory=list)
     picture_keys: list[str] = field(default_factory=list)
     features: Tensor | None = None

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from local_hub import hub
-from small_model import MEMORY, small_model
+from small_model import CLIP_TOWERS, MEMORY, clip_model, small_model
 
 __all__ = ["hub"]  # a fixture
 
@@ -43,6 +43,12 @@ def remembering_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_small(tmp_path_factory.mktemp("remembering"), small_model(**MEMORY))
 
 
+@pytest.fixture(scope="session", params=CLIP_TOWERS)
+def clip_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The one with memory, with eyes that see motion: each of the clip encoders in turn."""
+    return save_small(tmp_path_factory.mktemp(request.param), clip_model(request.param))
+
+
 def save_small(folder: Path, settings: dict) -> Path:
     from mmspeech.audio.codec import build_codec
     from mmspeech.checkpoint import save_model
@@ -57,7 +63,7 @@ def save_small(folder: Path, settings: dict) -> Path:
     for projection in model.lm.temporal.fusion.projections:
         if projection.age is not None:
             torch.nn.init.normal_(projection.age.weight)
-    model.tower = build_tower(config.vision)
+    model.tower = build_tower(config.vision, pretrained=False)
     tokenizer_file = folder / "tokenizer.model"
     train_tokenizer(SENTENCES * 20, 60, tokenizer_file)
     return save_model(
@@ -83,3 +89,11 @@ def remembering_bundle(remembering_checkpoint: Path):
     from mmspeech.checkpoint import load_model
 
     return load_model(remembering_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def clip_bundle(clip_checkpoint: Path):
+    """The ones that see motion, loaded."""
+    from mmspeech.checkpoint import load_model
+
+    return load_model(clip_checkpoint)

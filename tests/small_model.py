@@ -31,6 +31,24 @@ SMALL_MODEL = {
 }
 MEMORY = {"memory_frames": 3, "age_buckets": 5, "summary_slots": 2, "summary_group": 2}
 
+CLIP_TOWERS = {
+    "vjepa2": {
+        "model_type": "vjepa2", "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 16,
+        "crop_size": 32, "frames_per_clip": 4, "tubelet_size": 2, "pred_hidden_size": 24,
+        "pred_num_hidden_layers": 1, "pred_num_attention_heads": 2,
+    },
+    "videomae": {
+        "model_type": "videomae", "hidden_size": 48, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "patch_size": 16, "image_size": 32, "num_frames": 4, "tubelet_size": 2,
+    },
+}  # fmt: skip
+
+
+def clip_model(kind: str) -> dict:
+    """The settings of a small model with memory, whose eyes are a clip encoder of transformers."""
+    vision = {"tower": f"hf:small-{kind}", "image_size_px": 32, "tower_dim": 48, "tower_args": CLIP_TOWERS[kind]}
+    return small_model(**MEMORY) | {"vision": vision}
+
 
 def small_model(**fusion: object) -> dict:
     """The settings of the small model, with changes to its cross-attention."""

@@ -77,7 +77,7 @@ def test_each_stage_shares_what_it_says():
 
 
 def test_operations_and_visual_tokens_follow_the_shapes():
-    assert plan().visual_tokens == 64 and plan("init.blind=true", "trainable=[speech]").visual_tokens == 0
+    assert plan().tower_tokens == 64 and plan("init.blind=true", "trainable=[speech]").tower_tokens == 0
     # A frozen model costs less than one that learns; twice the batches cost twice.
     assert 1.3 * step_flops(plan()) < step_flops(plan("trainable=[all]"))
     assert step_flops(plan("batches_per_step=2")) == 2 * step_flops(plan())

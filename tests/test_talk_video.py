@@ -23,14 +23,14 @@ def talk(model, question, out, *flags):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """(step, number) of every picture a session is shown, in order."""
+    """(step, number, its time) of every picture a session is shown, in order."""
     from mmspeech.serve.session import Session
 
     seen, see = [], Session.see
 
-    def spy(session, picture, *args):
-        seen.append((session._calls.steps, number_in(picture)))
-        see(session, picture, *args)
+    def spy(session, picture, at_sec=None):
+        seen.append((session._calls.steps, number_in(picture), at_sec))
+        see(session, picture, at_sec)
 
     monkeypatch.setattr(Session, "see", spy)
     return seen
@@ -42,8 +42,8 @@ def test_frames_enter_while_the_question_streams(small_checkpoint, question, tmp
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
     # 4 per second on a grid of 12.5 steps: each at the first step at or after its time.
-    assert shown == [(int(np.ceil(k / 4 * 12.5)), int(k / 4 * 25)) for k in range(12)]
-    assert summary["shown"] == 12 and summary["frames"] >= 3.0 * 12.5
+    assert shown == [(int(np.ceil(k / 4 * 12.5)), int(k / 4 * 25), k / 4) for k in range(12)]
+    assert summary["pictures"] == {"shown": 12, "dropped": 0, "broken": 0} and summary["frames"] >= 3.0 * 12.5
 
 
 def test_the_reply_depends_on_the_clip(small_checkpoint, question, tmp_path):
@@ -68,7 +68,7 @@ def test_a_broken_tail_is_told_and_the_call_goes_on(small_checkpoint, question, 
     clip.write_bytes(data[: len(data) * 6 // 10] + bytes(len(data) - len(data) * 6 // 10))
     result = talk(small_checkpoint, question, tmp_path / "r.wav", "--video", clip, "--fps", 10, "--max-sec", 2)
     assert result.exit_code == 0 and result.stderr.count("dropped: ") == 1, result.stderr
-    assert "cannot be decoded at" in result.stderr and json.loads(result.stdout)["shown"] >= 4
+    assert "cannot be decoded at" in result.stderr and json.loads(result.stdout)["pictures"]["shown"] >= 4
 
 
 @pytest.mark.parametrize("spoil", ["missing", "empty", "text", "list"])

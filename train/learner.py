@@ -121,7 +121,8 @@ class Learner:
         rows, _, steps = batch.codes.shape
         tokens = 0 if self.origin.model.projector is None else 1
         if batch.features is not None:
-            tokens = int(torch.bincount(batch.picture_rows).max()) * batch.features.shape[1]
+            frames, width = int(torch.bincount(batch.picture_rows).max()), batch.features.shape[1]
+            tokens = frames * self.origin.model.projector.count(width)
         lm = self.origin.config.lm
         codebooks = self.config.loss.depth_codebooks or lm.num_codebooks
         return Work(rows, steps, tokens, depth_frames * codebooks / lm.num_codebooks)

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from mmspeech.audio.codec import Codec
 from mmspeech.checkpoint import HUB_ID, TOKENIZER, check_keys, check_streams, load_codec, load_model, read_codec_config
 from mmspeech.config import ConfigError, ModelConfig, load_config
+from mmspeech.data.visuals import PictureFormat
 from mmspeech.lm.loss import LossOut, LossWeights, duplex_loss, enough_pieces
 from mmspeech.lm.model import VisionSpeechModel
 from mmspeech.tokens.text import TextTokenizer
 from mmspeech.types import Batch
+from mmspeech.vision.memory import Memory
 from train.settings import InitConfig, LossConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -36,6 +38,15 @@ class Origin:
     tokenizer_file: Path
     config: ModelConfig
     lora: "Lora | None" = None
+
+    @property
+    def pictures(self) -> PictureFormat | None:
+        """What calls have to look like for the model's eyes; None without any."""
+        tower = self.tower
+        if tower is None:
+            return None
+        memory = Memory.of(self.config.lm.fusion)
+        return PictureFormat(tower.image_size_px, tower.mean, tower.std, memory, tower.window)
 
 
 class Objective(nn.Module):
@@ -75,14 +86,17 @@ class FeatureCache:
         """
         if batch.pixels is None:
             return
-        found = [self._features(key, batch.pixels[i : i + 1]) for i, key in enumerate(batch.picture_keys)]
+        places = range(len(batch.pixels)) if batch.windows is None else batch.windows.tolist()
+        found = [self._features(batch, place) for place in places]
         batch.features = torch.cat([features for features, _ in found])
         masks = [mask for _, mask in found]
         batch.features_mask = None if masks[0] is None else torch.cat(masks)
 
-    def _features(self, key: str, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _features(self, batch: Batch, place: int | list[int]) -> tuple[Tensor, Tensor | None]:
+        """Of a picture of the batch, or of a window: the places of its pictures."""
+        key = " ".join(batch.picture_keys[i] for i in ([place] if isinstance(place, int) else place))
         if key not in self._known:
-            found = self.tower(pixels)
+            found = self.tower(batch.pixels[place][None])
             if len(self._known) >= self.size:
                 return found
             self._known[key] = found

@@ -17,7 +17,6 @@ from mmspeech.data.collate import Layout, PictureFormat
 from mmspeech.data.shards import ShardSet
 from mmspeech.flops import peak_tflops
 from mmspeech.lm.trainable import trainable_names
-from mmspeech.vision.memory import Memory
 from train import machine
 from train.boards import check_wandb
 from train.checkpointing import TrainState, find_checkpoint, load_moments, load_weights, only_here, save_checkpoint
@@ -192,7 +191,7 @@ def set_up(config: TrainConfig, accelerator: "Accelerator") -> tuple[Learner, Da
     origin.model.lm.temporal.transformer.recompute = config.recompute_layers
     if config.compile_layers:
         origin.model.lm.temporal.transformer.compile_layers()
-    pictures = _picture_format(origin)
+    pictures = origin.pictures
     layouts = [
         build_layout(config.data, tokenizer=origin.tokenizer, stamp=sources[0][0].info.codec, training=training)
         for training in (True, False)
@@ -313,14 +312,6 @@ def _sample(learner: Learner, valid: list, step: int, sample: SampleHook, log: M
     for shown in drawn.shown:
         log.show("samples", step, shown)
     return drawn.problems
-
-
-def _picture_format(origin: Origin) -> PictureFormat | None:
-    tower = origin.tower
-    if tower is None:
-        return None
-    memory = Memory.of(origin.config.lm.fusion)
-    return PictureFormat(tower.image_size_px, tower.mean, tower.std, memory)
 
 
 def _summary(numbers: dict[str, float]) -> str:

@@ -14,12 +14,12 @@ from mmspeech.audio.waveform import write_wav
 from mmspeech.config import ConfigError
 from mmspeech.data.collate import NOTHING
 from mmspeech.data.shards import ShardSet, speaker_rows
-from mmspeech.data.visuals import SeenFrame, see_visuals
+from mmspeech.data.visuals import SeenFrame, lay_pictures, see_visuals
 from mmspeech.frames import frames_to_seconds
 from mmspeech.lm.sight import see_calls
 from mmspeech.serve.session import SpokenWord, Transcript
 from mmspeech.types import FrameOut, Sample, VisualContext, Word
-from mmspeech.vision.memory import Memory
+from mmspeech.vision.window import windowed
 from train.boards import Shown
 from train.sample_figure import CallFigure, draw_call
 from train.sample_page import write_contents, write_page
@@ -123,7 +123,7 @@ def sample_call(origin: "Origin", sample: Sample, *, max_frames: int) -> Sampled
         layer_gates=torch.cat([frame.layer_gates for frame in out]).cpu().numpy(),
         layers=origin.model.lm.temporal.gated_layers,
         signed_gates=fusion is not None and fusion.gate.endswith("tanh"),
-        pictures=[(frame.picture, frames_to_seconds(frame.onset_frame)) for frame in seen],
+        pictures=[(frame.picture, frames_to_seconds(frame.onset_frame)) for frame in seen if not frame.in_windows_only],
     )
 
 
@@ -147,24 +147,22 @@ def answer(origin: "Origin", sample: Sample, seen: list[SeenFrame], *, max_frame
 
 
 def _seen(origin: "Origin", sample: Sample, *, max_frames: int) -> list[SeenFrame]:
-    if origin.tower is None:
+    form = origin.pictures
+    if form is None:
         return []
     num_frames = min(max_frames, sample.codes.shape[1])
-    return see_visuals(sample.visuals, num_frames=num_frames, memory=Memory.of(origin.config.lm.fusion))
+    return see_visuals(sample.visuals, num_frames=num_frames, memory=form.memory, window=form.window)
 
 
 def _look(origin: "Origin", seen: list[SeenFrame], device: torch.device) -> VisualContext | None:
-    tower = origin.tower
-    if tower is None or not seen:
+    if not seen:
         return None
-    from mmspeech.vision.image import to_pixels
-
-    pixels = torch.stack([to_pixels(frame.picture, tower.image_size_px, tower.mean, tower.std) for frame in seen])
-    features, mask = tower(pixels.to(device))
+    laid = lay_pictures([seen], origin.pictures)
+    features, mask = origin.tower(windowed(laid.pixels, laid.windows).to(device))
     # Under DeepSpeed the model may be narrower than the tower beside it.
     features = features.to(next(origin.model.lm.parameters()).dtype)
-    onset = torch.tensor([frame.onset_frame for frame in seen], device=device)
-    return see_calls(origin.model, features, torch.zeros_like(onset), onset, batch_size=1, mask=mask)
+    rows, onset_frames = laid.picture_rows.to(device), laid.onset_frames.to(device)
+    return see_calls(origin.model, features, rows, onset_frames, batch_size=1, mask=mask)
 
 
 def _decode(origin: "Origin", codes: Tensor) -> Tensor:

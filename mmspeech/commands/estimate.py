@@ -18,7 +18,7 @@ from mmspeech.estimate import (
     Memory,
     Plan,
     batch_work,
-    count_visual_tokens,
+    count_tower_tokens,
     empty_model,
     footprints,
     measure_sizes,
@@ -148,7 +148,7 @@ def make_plan(needs: TrainNeeds) -> Plan:
         cached_pictures=needs.data.cached_pictures,
         recompute=needs.recompute_layers,
         precision=needs.precision,
-        visual_tokens=count_visual_tokens(model),
+        tower_tokens=count_tower_tokens(model),
     )
 
 

@@ -18,6 +18,7 @@ from mmspeech.audio.waveform import read_audio, write_wav
 from mmspeech.commands.common import check_device, check_output, followed, opened_model
 from mmspeech.config import GenerationConfig
 from mmspeech.frames import FRAME_SAMPLES, frames_to_seconds, samples_to_seconds
+from mmspeech.serve.eyes import FrameCounts
 from mmspeech.serve.session import ReplyWatch, Session, Transcript
 
 if TYPE_CHECKING:
@@ -51,15 +52,14 @@ class TalkOptions:
 @dataclass
 class Talk:
     """A finished call. question, reply: [N] of equal length, frame by frame; gates and step_sec: one per frame.
-
-    num_shown counts the pictures that entered from a timeline."""
+    pictures: what became of those shown."""
 
     question: Tensor
     reply: Tensor
     transcript: Transcript
     gates: list[float] = field(default_factory=list)
     step_sec: list[float] = field(default_factory=list)
-    num_shown: int = 0
+    pictures: FrameCounts = field(default_factory=FrameCounts)
 
     def summary(self, model: str) -> dict[str, object]:
         """What --json prints."""
@@ -70,7 +70,7 @@ class Talk:
             "frames": len(self.step_sec),
             "rtf": round(sum(self.step_sec) / frames_to_seconds(len(self.step_sec)), 4),
             "step_ms": {name: round(float(np.percentile(step_ms, q)), 2) for name, q in (("p50", 50), ("p99", 99))},
-            "shown": self.num_shown,
+            "pictures": asdict(self.pictures),
             "model": model,
         }
 
@@ -131,8 +131,8 @@ def listen_and_reply(
         while not ended:
             index = len(heard)
             began = time.perf_counter()
-            if timeline is not None:
-                talk.num_shown += _show_due(session, timeline, frames_to_seconds(index))
+            for at_sec, picture in () if timeline is None else timeline.due(frames_to_seconds(index)):
+                session.see(picture, at_sec)
             out = session.step(frames[index] if index < len(frames) else torch.zeros(FRAME_SAMPLES))
             talk.step_sec.append(time.perf_counter() - began)
             heard.append(out.pcm)
@@ -146,17 +146,9 @@ def listen_and_reply(
             clock = f"{now_sec:.1f} s"
             description = "listening" if index < len(frames) else "replying"
             progress.update(bar, completed=min(index + 1, len(frames)), description=description, clock=clock)
-    talk.reply = torch.cat(heard)
+    talk.reply, talk.pictures = torch.cat(heard), session.frames
     talk.question = torch.nn.functional.pad(question, (0, len(talk.reply) - len(question)))
     return talk
-
-
-def _show_due(session: Session, timeline: "Timeline", now_sec: float) -> int:
-    """Show what enters before this step; of several, the model sees the newest."""
-    due = timeline.due(now_sec)
-    if due:
-        session.see(due[-1][1])
-    return len(due)
 
 
 def coloured_words(transcript: Transcript) -> Text:

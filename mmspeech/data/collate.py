@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from mmspeech.data.shards import speaker_rows
-from mmspeech.data.visuals import see_visuals
+from mmspeech.data.visuals import PictureFormat, lay_pictures, see_visuals
 from mmspeech.frames import frames_to_seconds, seconds_to_frames
 from mmspeech.tokens.text import BOS_ID, TextTokenizer, words_to_frames
 from mmspeech.types import Batch, Sample, Visual, Word
-from mmspeech.vision.memory import Memory
 
 Variant = Literal["dialogue", "speechless", "transcribe"]
 NOTHING = -1
@@ -53,16 +52,6 @@ class Row:
     text_weight: Tensor
     audio_weight: Tensor
     visuals: list[Visual] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class PictureFormat:
-    """What the tower expects (see `mmspeech.vision.image.to_pixels`), and how much of it the model remembers."""
-
-    size_px: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    memory: Memory = Memory()
 
 
 class Layout:
@@ -212,20 +201,10 @@ def stack(rows: list[Row], *, pictures: PictureFormat | None = None) -> Batch:
     if pictures is None:
         return batch
     seen = [
-        (index, frame)
-        for index, row in enumerate(rows)
-        for frame in see_visuals(row.visuals, num_frames=row.codes.shape[1], memory=pictures.memory)
+        see_visuals(row.visuals, num_frames=row.codes.shape[1], memory=pictures.memory, window=pictures.window)
+        for row in rows
     ]
-    if not seen:
-        return batch
-    from mmspeech.vision.image import to_pixels
-
-    batch.picture_rows = torch.tensor([index for index, _ in seen])
-    batch.onset_frames = torch.tensor([frame.onset_frame for _, frame in seen])
-    batch.picture_keys = [frame.key for _, frame in seen]
-    size = pictures.size_px, pictures.mean, pictures.std
-    batch.pixels = torch.stack([to_pixels(frame.picture, *size) for _, frame in seen])
-    return batch
+    return replace(batch, **vars(lay_pictures(seen, pictures))) if any(seen) else batch
 
 
 def _overlaps(word: Word, mask: Tensor) -> bool:

@@ -14,6 +14,7 @@ from mmspeech.lm.model import DuplexLM, VisionSpeechModel
 from mmspeech.lm.sight import see_calls
 from mmspeech.lm.temporal import LMOut
 from mmspeech.types import Batch, VisualContext
+from mmspeech.vision.window import windowed
 
 PIECE_LOGITS = 2**26  # a quarter of a GiB in float32, and its gradient as much again
 
@@ -112,7 +113,7 @@ def see_batch(model: VisionSpeechModel, batch: Batch) -> VisualContext:
         if model.tower is None:
             raise ValueError("the batch has pictures but the model has no vision tower: load one, or drop the pictures")
         with torch.no_grad():
-            features, mask = model.tower(batch.pixels)
+            features, mask = model.tower(windowed(batch.pixels, batch.windows))
     rows, onset = batch.picture_rows, batch.onset_frames
     return see_calls(model, features, rows, onset, batch_size=batch.codes.shape[0], mask=mask)
 

@@ -58,6 +58,8 @@ class CallBatch:
         self.decoder_state = bundle.codec.init_decoder_state(batch_size)
         self.steps = 0
         self._inboxes = [FrameInbox() for _ in range(batch_size)]
+        tower = bundle.model.tower
+        self._window = None if tower is None else tower.init_state(batch_size)
 
     @property
     def frame_counts(self) -> list[FrameCounts]:
@@ -96,6 +98,8 @@ class CallBatch:
         forgetting = torch.zeros(self.batch_size, dtype=torch.bool)
         forgetting[list(chosen)] = True
         self.generator.forget(forgetting)
+        if self._window is not None:
+            self._window.reset(forgetting.to(self.device))
 
     def step(self, pcm: Tensor) -> CallOut:
         """Advance by one frame. pcm: [B, 1920] float at 24 kHz, what the callers said in these 80 ms."""
@@ -121,7 +125,9 @@ class CallBatch:
         taken = {row: inbox.take(step=self.generator.steps[row]) for row, inbox in enumerate(self._inboxes)}
         due = {row: picture for row, picture in taken.items() if picture is not None}
         if due:
-            self.generator.show(look(self.bundle, list(due.values())), list(due))
+            steps = [self.generator.steps[row] for row in due]
+            seen = look(self.bundle, list(due.values()), rows=list(due), steps=steps, state=self._window)
+            self.generator.show(seen, list(due))
 
     @torch.no_grad()
     def speak(self, out: FrameOut | None) -> Tensor:
@@ -134,6 +140,7 @@ class CallBatch:
     def state_tensors(self) -> list[Tensor]:
         """All that the calls remember between steps: of codec and speech LM, and what is seen."""
         states = [self.encoder_state, self.decoder_state, *self.generator.states]
+        states += [] if self._window is None else [self._window]
         own = [self.generator.window, self.generator.gates, self.generator.noise]
         return own + [tensor for state in states for tensor in state.tensors()]
 

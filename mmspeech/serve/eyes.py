@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mmspeech.checkpoint import Bundle
+    from mmspeech.vision.window import WindowState
 
     Picture = Image | bytes
 
@@ -94,13 +95,24 @@ def check_sight(bundle: "Bundle") -> None:
         raise SightError(f"{bundle.path}: this model cannot see (no vision tower); leave the picture out")
 
 
-def look(bundle: "Bundle", pictures: "Sequence[Image]") -> VisualContext:
-    """Keys and values [R, S, D] of R pictures. SightError for a model without eyes."""
+def look(
+    bundle: "Bundle",
+    pictures: "Sequence[Image]",
+    *,
+    rows: Sequence[int],
+    steps: Sequence[int],
+    state: "WindowState | None",
+) -> VisualContext:
+    """Keys and values [R, S, D] of a picture for each of R calls. Clip encoders see them behind the earlier ones of the
+    same call: rows (numbers of the calls) in `state`, at its next step. SightError for a model without eyes."""
     check_sight(bundle)
     model, size_px = bundle.model, bundle.config.vision.image_size_px
     weight = next(model.lm.parameters())
     pixels = torch.stack([to_pixels(picture, size_px, model.tower.mean, model.tower.std) for picture in pictures])
-    features, mask = model.tower(pixels.to(device=weight.device, dtype=weight.dtype))
+    streams, onset_frames = (torch.tensor(numbers, device=weight.device) for numbers in (rows, steps))
+    features, mask = model.tower(
+        pixels.to(device=weight.device, dtype=weight.dtype), state=state, onset_frames=onset_frames, rows=streams
+    )
     # The moment it is seen from is known to the memory it goes into.
     onset = torch.zeros(len(pictures), dtype=torch.long, device=weight.device)
     return model.see(features, onset, mask=mask)

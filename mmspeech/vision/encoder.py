@@ -11,7 +11,7 @@ from mmspeech.config import ConfigError, StrictModel, VisionConfig, parse_config
 from mmspeech.vision.hf import build_hf, describe_hf
 from mmspeech.vision.vit import PlainViT
 from mmspeech.vision.weights import load_weights, portable
-from mmspeech.vision.window import WindowState
+from mmspeech.vision.window import Window, WindowState
 
 OWN_MEAN = OWN_STD = (0.5, 0.5, 0.5)
 TOWER_FILE = "tower.safetensors"
@@ -33,7 +33,7 @@ class VisionTower(nn.Module):
         self.dim = config.tower_dim
         self.image_size_px = config.image_size_px
         self.mean, self.std = config.mean, config.std
-        self.window_frames = config.window_frames
+        self.window = None if config.window_frames is None else Window(config.window_frames, config.window_fps)
         self._run = run
         self.requires_grad_(False)
         self.eval()
@@ -43,32 +43,34 @@ class VisionTower(nn.Module):
         pixels: Tensor,
         *,
         sizes_px: Tensor | None = None,
-        window: WindowState | None = None,
-        at_sec: Tensor | None = None,
+        state: WindowState | None = None,
+        onset_frames: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """pixels [B, 3, H, W] -> features [B, S, D] and mask [B, S] bool (True: a token) or None when all are tokens.
 
         sizes_px [B, 2] long: height and width of each picture inside padded pixels, for towers with variable token
         counts (Pixtral, SigLIP2 NaFlex); other towers raise ConfigError.
-        A clip encoder gives the tokens of the newest frame of a window. With `window`, pixels are frames that come at
-        at_sec [B] and enter it. Without, pixels are whole windows [B, F, 3, H, W] (see `windows_of`), or stills, which
-        fill a window each.
+        A clip encoder gives the tokens of the newest frame of a window. With `state`, pixels are frames that come at
+        onset_frames [B] long (of speech) and enter the windows of its streams rows [B] long. Without, pixels are whole
+        windows [B, F, 3, H, W] (see `Window.places`), or stills, which fill a window each.
         """
-        if self.window_frames is None:
-            if window is not None or pixels.dim() != 4:
+        if self.window is None:
+            if state is not None or pixels.dim() != 4:
                 raise ConfigError(f"{self.config.tower} sees one picture at a time, no windows; give it [B, 3, H, W]")
-        elif window is not None:
-            pixels = window.push(pixels, at_sec, fps=self.config.window_fps)
+        elif state is not None:
+            pixels = state.push(pixels, onset_frames, rows, window=self.window)
         elif pixels.dim() == 4:
-            pixels = pixels[:, None].expand(-1, self.window_frames, -1, -1, -1)
+            pixels = pixels[:, None].expand(-1, self.window.frames, -1, -1, -1)
         return self._run(self.model, pixels, sizes_px)
 
-    def init_window(self, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> WindowState | None:
+    def init_state(self, batch_size: int) -> WindowState | None:
         """The empty windows of so many streams, for `forward`; None for towers that see one picture at a time."""
-        if self.window_frames is None:
+        if self.window is None:
             return None
+        like = next(self.model.parameters())
         return WindowState.empty(
-            batch_size, window_frames=self.window_frames, size_px=self.image_size_px, device=device, dtype=dtype
+            batch_size, window=self.window, size_px=self.image_size_px, device=like.device, dtype=like.dtype
         )
 
     def weights(self) -> dict[str, Tensor]:

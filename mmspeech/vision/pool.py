@@ -17,7 +17,7 @@ class MeanPool(nn.Module):
         side = math.isqrt(features.shape[1])
         if mask is not None or side * side != features.shape[1]:
             found = "pictures of several sizes" if mask is not None else f"{features.shape[1]} tokens"
-            raise ConfigError(f"vision.pool mean2x2: expected a square grid of tokens, got {found}; set pool=queries")
+            raise ConfigError(f"vision.pool mean2x2: expected a square grid of tokens, got {found}; make it a number")
         grid = features.transpose(1, 2).unflatten(2, (side, side))
         pooled = F.avg_pool2d(grid, 2, ceil_mode=True, count_include_pad=False)
         return pooled.flatten(2).transpose(1, 2), None
@@ -51,9 +51,9 @@ class QueryPool(nn.Module):
 def build_pool(config: VisionConfig) -> MeanPool | QueryPool | None:
     """The pooling of `config`, None for none."""
     match config.pool:
-        case "none":
+        case None:
             return None
         case "mean2x2":
             return MeanPool()
-        case "queries":
-            return QueryPool(dim=config.tower_dim, num_queries=config.pool_queries)
+        case num_queries:
+            return QueryPool(dim=config.tower_dim, num_queries=num_queries)

@@ -9,7 +9,30 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mmspeech.frames import FRAME_RATE_HZ
 from mmspeech.nn.streaming import State
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a clip encoder looks at: the last `frames` slots, `fps` of them a second."""
+
+    frames: int
+    fps: float
+
+    def slots(self, onset_frames: Tensor) -> Tensor:
+        """The number of the slot that each frame of speech (at 12.5 Hz) begins in, long."""
+        # A time on a border must not slip to the slot before.
+        return torch.floor(onset_frames.double() * (self.fps / FRAME_RATE_HZ) + 1e-6).long()
+
+    def places(self, onset_frames: Tensor) -> Tensor:
+        """The windows of a whole call: its frames come at onset_frames [N] long, in order -> [N, F] long, the numbers
+        of those that the window after each one holds, the newest last."""
+        slots = self.slots(onset_frames)
+        wanted = slots[:, None] - torch.arange(self.frames - 1, -1, -1, device=slots.device)
+        newest = torch.searchsorted(slots, wanted.contiguous(), right=True) - 1
+        own = torch.arange(len(slots), device=slots.device)[:, None]
+        return torch.minimum(newest, own).clamp(min=0)
 
 
 @dataclass
@@ -21,40 +44,30 @@ class WindowState(State):
 
     @classmethod
     def empty(
-        cls, batch_size: int, *, window_frames: int, size_px: int, device: torch.device, dtype: torch.dtype
+        cls, batch_size: int, *, window: Window, size_px: int, device: torch.device, dtype: torch.dtype
     ) -> "WindowState":
         """A window that no frame has entered."""
-        frames = torch.zeros(batch_size, window_frames, 3, size_px, size_px, device=device, dtype=dtype)
+        frames = torch.zeros(batch_size, window.frames, 3, size_px, size_px, device=device, dtype=dtype)
         return cls(frames, torch.full((batch_size,), -1, device=device))
 
     @torch.no_grad()
-    def push(self, pixels: Tensor, at_sec: Tensor, *, fps: float) -> Tensor:
-        """Frames [B, 3, H, W] that come at at_sec [B] enter, in place; the window after them [B, F, 3, H, W].
+    def push(self, pixels: Tensor, onset_frames: Tensor, rows: Tensor, *, window: Window) -> Tensor:
+        """Frames [R, 3, H, W] that come at onset_frames [R] long enter the streams rows [R] long, in place; their
+        windows after that [R, F, 3, H, W].
 
         A time before the newest slot counts as that slot.
         """
-        window_frames = self.frames.shape[1]
-        slot = torch.maximum(slots_of(at_sec.to(self.slot.device), fps), self.slot)
-        first = (self.slot < 0)[:, None]
-        moved = torch.where(first, window_frames, (slot - self.slot)[:, None])
-        places = torch.arange(window_frames, device=moved.device) + moved
-        rows = torch.arange(len(places), device=moved.device)[:, None]
-        self.frames.copy_(self.frames[rows, places.clamp(max=window_frames - 1)])
-        self.frames.copy_(torch.where(first[..., None, None, None], pixels[:, None], self.frames))
-        self.frames[:, -1] = pixels
-        self.slot.copy_(slot)
-        return self.frames
+        last = self.slot[rows]
+        slot = torch.maximum(window.slots(onset_frames), last)
+        first = last < 0
+        places = torch.arange(window.frames, device=slot.device) + (slot - last)[:, None]
+        frames = self.frames[rows[:, None], places.clamp(max=window.frames - 1)]
+        frames = torch.where(first[:, None, None, None, None], pixels[:, None], frames)
+        frames[:, -1] = pixels
+        self.frames[rows], self.slot[rows] = frames, slot
+        return frames
 
 
-def slots_of(at_sec: Tensor, fps: float) -> Tensor:
-    """The number of the slot each time falls into, long."""
-    return torch.floor(at_sec.double() * fps + 1e-6).long()  # a time on a border must not slip to the slot before
-
-
-def windows_of(frames: Tensor, at_sec: Tensor, *, window_frames: int, fps: float) -> Tensor:
-    """The window after each frame of a clip: frames [N, 3, H, W] at times at_sec [N], in order -> [N, F, 3, H, W]."""
-    slots = slots_of(at_sec, fps)
-    wanted = slots[:, None] - torch.arange(window_frames - 1, -1, -1, device=slots.device)
-    newest = torch.searchsorted(slots, wanted.contiguous(), right=True) - 1
-    own = torch.arange(len(slots), device=slots.device)[:, None]
-    return frames[torch.minimum(newest, own).clamp(min=0)]
+def windowed(pixels: Tensor, windows: Tensor | None) -> Tensor:
+    """What a tower is given: pixels [P, 3, H, W] as they are, or windows [P, F] long of them, [P, F, 3, H, W]."""
+    return pixels if windows is None else pixels[windows]

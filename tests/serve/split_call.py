@@ -2,7 +2,7 @@
 
     python split_call.py CHECKPOINT NUM_RANKS NUM_FRAMES OUT [kill-worker | stop-worker | kill-self]
 
-The last word says what happens to a process at frame 20.
+A clip OUT.mp4, where there is one, is shown too. The last word says what happens to a process at frame 20.
 """
 
 import os
@@ -16,27 +16,32 @@ import torch
 from PIL import Image
 
 from mmspeech.config import GenerationConfig
+from mmspeech.frames import frames_to_seconds
 from mmspeech.serve import ranks
 from mmspeech.serve.engine import CallBatch
 from mmspeech.serve.parallel import split_model
+from mmspeech.vision.timeline import Timeline
 
 GREEDY = GenerationConfig(text_temperature=0, audio_temperature=0)
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (64, 64), "blue")
 PICTURES = {3: (RED, None), 40: (RED, BLUE), 90: (BLUE, RED), 150: (None, None), 170: (None, BLUE)}
-SHOWN = range(50, 145, 7)  # to the first call alone: more than a model remembers
+CLIP_AT = 50  # shown to the first call alone: more frames than a model remembers
 AGAIN_AT, ACCIDENT_AT = 120, 20
 
 
-def record(bundle, num_frames: int, accident=None) -> dict[str, torch.Tensor]:
-    """text [T, B], codes [T, B, K], gate [T, B] and all logits [T, B, V]; the second call starts over on the way."""
+def record(bundle, num_frames: int, clip: Path, accident=None) -> dict[str, torch.Tensor]:
+    """text [T, B], codes [T, B, K], gate [T, B] and all logits [T, B, V]; the second call starts over on the way.
+    clip: may be missing."""
+    timeline = Timeline(clip, fps=2) if clip.is_file() else None
     calls = CallBatch(bundle, batch_size=2, sampling=GREEDY)
     sound = 0.1 * torch.randn(num_frames, 2, 1920, generator=torch.Generator().manual_seed(0))
     rows: dict[str, list[torch.Tensor]] = {"text": [], "codes": [], "gate": [], "logits": []}
     for index, pcm in enumerate(sound):
         if index in PICTURES:
             calls.see(PICTURES[index])
-        if index in SHOWN:
-            calls.show(RED.rotate(index), 0)
+        clip_sec = frames_to_seconds(index - CLIP_AT)
+        for at_sec, picture in [] if timeline is None else timeline.due(clip_sec):
+            calls.show(picture, 0, at_sec=at_sec + frames_to_seconds(CLIP_AT))
         if index == AGAIN_AT:
             calls.generator.reset(torch.tensor([False, True]), seeds=[0, 5])
         if index == ACCIDENT_AT and accident is not None:
@@ -46,6 +51,7 @@ def record(bundle, num_frames: int, accident=None) -> dict[str, torch.Tensor]:
         if out is not None:
             for name, value in (("text", out.text_ids), ("codes", out.codes), ("gate", out.gate)):
                 rows[name].append(value)
+    assert timeline is None or calls.frame_counts[0].shown > 12
     return {name: torch.stack(values) for name, values in rows.items()}
 
 
@@ -73,7 +79,8 @@ def main(checkpoint: str, num_ranks: str, num_frames: str, out: str, fate: str =
     }
     with split_model(checkpoint, num_ranks=int(num_ranks)) as bundle:
         Path(out).with_suffix(".pid").write_text(str(worker()))
-        torch.save(record(bundle, int(num_frames), ends.get(fate, wrong_codes)), out)
+        clip = Path(out).with_suffix(".mp4")
+        torch.save(record(bundle, int(num_frames), clip, ends.get(fate, wrong_codes)), out)
 
 
 if __name__ == "__main__":

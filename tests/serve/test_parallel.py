@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from clips import write_clip
 from split_call import main as split_call_main
 from split_call import record
 
@@ -32,10 +33,12 @@ def launch(*command: object) -> subprocess.CompletedProcess:
 
 
 def assert_equal_to_one_process(checkpoint: Path, folder: Path) -> None:
+    pytest.importorskip("av")
+    write_clip(folder / "two.mp4", num_frames=150)
     done = launch(SCRIPT, checkpoint, 2, FRAMES, folder / "two.pt")
     assert done.returncode == 0, done.stderr[-3000:]
     two = torch.load(folder / "two.pt", weights_only=True)
-    one = record(load_model(checkpoint), FRAMES)
+    one = record(load_model(checkpoint), FRAMES, folder / "two.mp4")
     assert one["logits"].shape[0] == FRAMES
     assert torch.equal(one["text"], two["text"]) and torch.equal(one["codes"], two["codes"])
     assert one["codes"].unique().numel() > 2, "a call that always says the same shows little"
@@ -45,9 +48,15 @@ def assert_equal_to_one_process(checkpoint: Path, folder: Path) -> None:
 
 
 def test_two_processes_say_what_one_says(remembering_checkpoint, tmp_path):
-    """Greedy, 200 frames of two calls, with pictures that come, change and go, more of them than are remembered, one
-    call starting over, and a mistake of the caller in between."""
+    """Greedy, 200 frames of two calls, with pictures and a clip that come, change and go, more frames than are
+    remembered, one call starting over, and a mistake of the caller in between."""
     assert_equal_to_one_process(remembering_checkpoint, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_say_what_one_says_with_eyes_for_motion(clip_checkpoint, tmp_path):
+    assert_equal_to_one_process(clip_checkpoint, tmp_path)
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ def test_the_mean_of_four_neighbours(side, new):
 
 def test_learned_queries_take_any_number_of_tokens():
     """Those that are not there change nothing, and a picture without any is not there."""
-    projector = pooled(pool="queries", pool_queries=3)
+    projector = pooled(pool=3)
     features, mask = torch.randn(3, 7, 12), torch.arange(7) < torch.tensor([[7], [4], [0]])
     tokens, there = projector(features, mask)
     assert tokens.shape == (3, 3, 8) and tokens.isfinite().all() and projector.count(7) == 3
@@ -77,7 +77,7 @@ def test_learned_queries_take_any_number_of_tokens():
 
 
 def test_poolings_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="pool 'queries' with pool_queries None: they belong together"):
-        pooled(pool="queries")
+    with pytest.raises(ValueError, match="greater than 0"):
+        pooled(pool=0)
     with pytest.raises(ValueError, match="class tokens have no place"):
         pooled(pool="mean2x2", keep_prefix_tokens=True)

@@ -5,7 +5,7 @@ import torch
 
 from mmspeech.config import ConfigError, VisionConfig
 from mmspeech.vision.encoder import build_tower, default_config
-from mmspeech.vision.window import WindowState, windows_of
+from mmspeech.vision.window import Window, WindowState
 
 VJEPA = {
     "model_type": "vjepa2", "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8,
@@ -69,7 +69,7 @@ def test_the_newest_tokens_are_those_of_transformers(both):
     mean = build_tower(tower.config.model_copy(update={"window_tokens": "mean"}), tower.weights())
     torch.testing.assert_close(mean(windows)[0], expected.unflatten(1, (4, 16)).mean(1), atol=1e-5, rtol=0)
     assert not any("predictor" in name for name in tower.weights())
-    assert (tower.config.window_frames, tower.mean) == (8, (0.485, 0.456, 0.406))
+    assert (tower.window.frames, tower.mean) == (8, (0.485, 0.456, 0.406))
 
 
 def test_motion_is_seen(both):
@@ -86,17 +86,17 @@ def test_motion_is_seen(both):
 def test_frame_by_frame_equals_the_whole_clip(both, rate_hz):
     """Whatever the rate frames come at, two streams side by side, one of them reset on the way."""
     _, tower, _ = both
-    clip, at_sec = clip_of(14), torch.arange(14) / rate_hz + 0.01
-    fps = tower.config.window_fps
-    whole = tower(windows_of(clip, at_sec, window_frames=8, fps=fps))[0]
-    state = tower.init_window(2, device=clip.device, dtype=clip.dtype)
+    clip, onsets = clip_of(14), torch.ceil(torch.arange(14) / rate_hz * 12.5).long()
+    whole = tower(clip[tower.window.places(onsets)])[0]
+    state = tower.init_state(3)
+    rows = torch.tensor([2, 0])
     pointers = [tensor.data_ptr() for tensor in state.tensors()]
     for index in range(14):
         if index == 9:
-            state.reset(torch.tensor([False, True]))
+            state.reset(torch.tensor([True, False, False]))
         frames = torch.stack([clip[index], clip[index - 9] if index >= 9 else clip[0]])
-        times = torch.stack([at_sec[index], at_sec[index - 9] if index >= 9 else at_sec[0]])
-        tokens, _ = tower(frames, window=state, at_sec=times)
+        times = torch.stack([onsets[index], onsets[index - 9] if index >= 9 else onsets[0]])
+        tokens, _ = tower(frames, state=state, onset_frames=times, rows=rows)
         torch.testing.assert_close(tokens[0], whole[index], atol=1e-5, rtol=0)
         if index >= 9:
             torch.testing.assert_close(tokens[1], whole[index - 9], atol=1e-5, rtol=0)
@@ -105,22 +105,24 @@ def test_frame_by_frame_equals_the_whole_clip(both, rate_hz):
 
 def test_a_window_holds_the_newest_frame_of_each_slot():
     frames = torch.arange(8.0)[:, None, None, None].expand(-1, 3, 2, 2)
-    at_sec = torch.tensor([0.0, 0.1, 0.25, 0.5, 1.6, 1.6, 1.7, 9.0])
+    onsets, window = torch.tensor([0, 1, 4, 7, 20, 20, 21, 113]), Window(4, 4.0)  # 0, 0.08, 0.32, 0.56, 1.6 ... s
     expected = [
         [0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 2], [0, 1, 2, 3],
         [3, 3, 3, 4], [3, 3, 3, 5], [3, 3, 3, 6], [6, 6, 6, 7],
     ]  # fmt: skip
-    found = windows_of(frames, at_sec, window_frames=4, fps=4.0)[..., 0, 0, 0]
-    state = WindowState.empty(1, window_frames=4, size_px=2, device=frames.device, dtype=frames.dtype)
-    pushed = [state.push(frames[k : k + 1], at_sec[k : k + 1], fps=4.0)[0, :, 0, 0, 0].tolist() for k in range(8)]
-    assert found.tolist() == pushed == expected
+    state = WindowState.empty(1, window=window, size_px=2, device=frames.device, dtype=frames.dtype)
+    row = torch.tensor([0])
+    pushed = [state.push(frames[k : k + 1], onsets[k : k + 1], row, window=window) for k in range(8)]
+    assert [pixels[0, :, 0, 0, 0].tolist() for pixels in pushed] == window.places(onsets).tolist() == expected
+    assert Window(2, 6.25).slots(torch.arange(-3, 5)).tolist() == [-2, -1, -1, 0, 0, 1, 1, 2]
 
 
 def test_a_late_time_counts_as_now():
-    state = WindowState.empty(1, window_frames=2, size_px=1, device=torch.device("cpu"), dtype=torch.float32)
-    for at_sec, value in ((1.0, 1.0), (0.2, 2.0)):
-        window = state.push(torch.full((1, 3, 1, 1), value), torch.tensor([at_sec]), fps=4.0)
-    assert window[0, :, 0, 0, 0].tolist() == [1.0, 2.0] and state.slot.tolist() == [4]
+    window = Window(2, 4.0)
+    state = WindowState.empty(1, window=window, size_px=1, device=torch.device("cpu"), dtype=torch.float32)
+    for onset, value in ((13, 1.0), (3, 2.0)):
+        held = state.push(torch.full((1, 3, 1, 1), value), torch.tensor([onset]), torch.tensor([0]), window=window)
+    assert held[0, :, 0, 0, 0].tolist() == [1.0, 2.0] and state.slot.tolist() == [4]
 
 
 @pytest.mark.parametrize("layer", [-1, -2])
@@ -176,6 +178,6 @@ def test_image_towers_take_no_windows():
     with pytest.raises(ConfigError, match="sees one picture at a time; remove window_frames"):
         build_tower(hf, pretrained=False)
     tower = build_tower(VisionConfig(**plain))
-    assert tower.init_window(1, device=torch.device("cpu"), dtype=torch.float32) is None
+    assert tower.init_state(1) is None
     with pytest.raises(ConfigError, match="one picture at a time, no windows"):
         tower(torch.zeros(1, 4, 3, 32, 32))
