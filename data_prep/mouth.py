@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from data_prep.tts import MODEL_VOICE, synthesise
+from data_prep.model_voice import model_says
 from mmspeech.audio.codec import Codec
 from mmspeech.frames import seconds_to_frames
 from mmspeech.types import Word
@@ -35,7 +35,7 @@ class Mouth:
         return self._said[text]
 
     def _speak(self, text: str) -> tuple[Tensor, list[Word]]:
-        said = synthesise(text, MODEL_VOICE)
+        said = model_says(text)
         num_frames = seconds_to_frames(LEAD_SEC + said.duration_sec + TAIL_SEC, round_up=True)
         wave = torch.zeros((SETTLE_FRAMES + num_frames) * self.codec.frame_samples)
         start = SETTLE_FRAMES * self.codec.frame_samples + int(LEAD_SEC * self.codec.sample_rate_hz)

@@ -9,9 +9,10 @@ from data_prep.clip_questions import CLIP_SETS, make_clip_question
 from data_prep.dialogue import Turn, small_talk_turn, visual_turn
 from data_prep.effects import user_channel
 from data_prep.files import write_atomic, write_wav
+from data_prep.model_voice import model_says
 from data_prep.render import render_png
 from data_prep.scenes import item_rng
-from data_prep.speak import Timing, Track, model_says, plain_text, say_question
+from data_prep.speak import Timing, Track, plain_text, say_question
 from data_prep.tts import random_voice, require_synthesisers
 from data_prep.world import Scene, random_scene
 from mmspeech.config import ConfigError, read_mapping

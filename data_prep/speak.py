@@ -4,7 +4,6 @@ import json
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,10 @@ from pydantic import Field
 
 from data_prep.effects import user_channel
 from data_prep.files import write_atomic, write_wav
+from data_prep.model_voice import model_says
 from data_prep.motion import SEEN_FPS, seen_sec
 from data_prep.scenes import DialogueRecord, SightRecord, item_rng, load_dialogue
-from data_prep.tts import MODEL_VOICE, Utterance, Voice, random_voice, require_synthesisers, synthesise
+from data_prep.tts import Utterance, Voice, random_voice, require_synthesisers, synthesise
 from mmspeech.config import ConfigError, StrictModel
 from mmspeech.frames import SAMPLE_RATE_HZ
 
@@ -81,12 +81,6 @@ class SpokenCall:
 
     wave: np.ndarray
     record: dict
-
-
-@lru_cache(maxsize=20_000)
-def model_says(text: str) -> Utterance:
-    """An answer in the model's voice; the same object every time."""
-    return synthesise(text, MODEL_VOICE)
 
 
 def question_parts(question: str, rng: np.random.Generator, *, pause: bool) -> list[str]:
