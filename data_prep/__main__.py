@@ -106,16 +106,17 @@ def remix(
     seed: Seed = 0,
     split: Split = "train",
     size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
-    num_turns: Annotated[int, typer.Option(min=1, help="Turns of a call about a still picture, at most.")] = 3,
+    num_turns: Annotated[int, typer.Option(min=1, help="Turns of a call about a picture or none, at most.")] = 3,
     clip_share: Annotated[float, typer.Option(min=0, max=1, help="Calls about a clip.")] = 0.0,
     swap_share: Annotated[float, typer.Option(min=0, max=1, help="Calls in which the picture changes.")] = 0.0,
+    blind_share: Annotated[float, typer.Option(min=0, max=1, help="Calls without a picture.")] = 0.0,
     commentary_share: Annotated[float, typer.Option(min=0, max=1, help="Of the clips: told as they happen.")] = 0.2,
 ) -> None:
     """Ask voiced questions again, under new pictures and clips and with the answers that are true of them."""
     from data_prep.remix import RemixSettings, make_remix
 
     values = {"seed": seed, "split": split, "size_px": size_px, "num_turns": num_turns}
-    values |= {"clips": clip_share, "swaps": swap_share, "commentary": commentary_share}
+    values |= {"clips": clip_share, "swaps": swap_share, "blind": blind_share, "commentary": commentary_share}
     info = make_remix(out, parse_config(RemixSettings, values, source="remix"), like=like, codec_dir=codec, count=count)
     typer.echo(f"{out}: {info.calls} calls, {info.frames} frames, {info.pictures} pictures")
 

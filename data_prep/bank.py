@@ -25,13 +25,14 @@ STILL_GOING = {"moving", "going", "does"}
 @dataclass(frozen=True)
 class Piece:
     """Frames `first` to `end` (excluded) of call number `call` of set number `voiced`: a question, with half of the gap
-    after it. Up to `quiet_end` the user says nothing."""
+    after it. Up to `quiet_end` the user says nothing. `answer`: what it was answered there."""
 
     voiced: int
     call: int
     first: int
     end: int
     quiet_end: int
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ class Bank:
 
 
 def _topic(kind: str, question: str) -> tuple:
-    """What a question asks, whatever its words."""
+    """What a question asks, whatever its words; of those that ask to repeat something, that they do."""
+    if kind == "repeat":
+        return (kind,)
     words = question.split()
     going = ("now",) if kind in TENSED and STILL_GOING & set(words) else ()
     return (kind, *going, *sorted(word for word in words if word in TOPICS))
@@ -97,7 +100,8 @@ def _turns_of(sample: Sample, call: int, voiced: int) -> Iterator[tuple[dict, Pi
             continue
         first = seconds_to_frames(max(before_sec, begins_sec - BEFORE_SEC), round_up=True)
         middle = seconds_to_frames((record["question_end_sec"] + record["answer_start_sec"]) / 2)
-        yield record, Piece(voiced, call, first, middle, max(middle + 1, seconds_to_frames(after_sec)))
+        quiet_end = max(middle + 1, seconds_to_frames(after_sec))
+        yield record, Piece(voiced, call, first, middle, quiet_end, record["answer"])
 
 
 def _end_sec(record: dict) -> float:

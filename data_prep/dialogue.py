@@ -324,20 +324,30 @@ def repeat_turn(scene: Scene, rng: np.random.Generator) -> Turn:
     return form_turn(rng, "repeat", REPEAT, phrase, (phrase,), phrase=phrase)
 
 
+def shown_turn(scene: Scene, rng: np.random.Generator) -> Turn:
+    """A turn of a call with a picture: mostly about it, small talk now and then."""
+    return small_talk_turn(rng) if rng.random() < 0.12 else visual_turn(scene, rng)
+
+
+def blind_turn(scene: Scene, rng: np.random.Generator) -> Turn:
+    """A turn of a call without a picture; `scene` only lends the words of what is asked or repeated."""
+    makers = (lambda: small_talk_turn(rng), lambda: repeat_turn(scene, rng), lambda: refused_turn(scene, rng))
+    return makers[int(rng.choice(3, p=(0.35, 0.35, 0.3)))]()
+
+
 def visual_dialogue(scene: Scene, rng: np.random.Generator, *, num_turns: int) -> list[Turn]:
-    """Turns of a call with a picture: mostly about it, small talk now and then, no question twice."""
+    """Turns of a call with a picture, no question twice."""
     turns: list[Turn] = []
     while len(turns) < num_turns:
-        turn = small_talk_turn(rng) if rng.random() < 0.12 else visual_turn(scene, rng)
+        turn = shown_turn(scene, rng)
         if all(turn.question != other.question for other in turns):
             turns.append(turn)
     return turns
 
 
 def blind_dialogue(scene: Scene, rng: np.random.Generator, *, num_turns: int) -> list[Turn]:
-    """Turns of a call without a picture; `scene` only lends the words of what is asked or repeated."""
-    makers = (lambda: small_talk_turn(rng), lambda: repeat_turn(scene, rng), lambda: refused_turn(scene, rng))
-    return [makers[int(rng.choice(3, p=(0.35, 0.35, 0.3)))]() for _ in range(num_turns)]
+    """Turns of a call without a picture."""
+    return [blind_turn(scene, rng) for _ in range(num_turns)]
 
 
 def model_sentences(rng: np.random.Generator, scenes: list[Scene], *, per_scene: int) -> list[str]:

@@ -9,6 +9,7 @@ about is known from their words.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from data_prep.bank import Bank, Piece
 from data_prep.clips import COMMENTARY_APART_SEC
-from data_prep.dialogue import visual_turn
+from data_prep.dialogue import Turn, blind_turn, shown_turn, visual_turn
 from data_prep.film import film
 from data_prep.happenings import random_clip
 from data_prep.motion import SEEN_FPS, Clip, seen_sec
@@ -28,7 +29,7 @@ from data_prep.render import render_png
 from data_prep.scenes import item_rng
 from data_prep.speak import COMMENT_WITHIN_SEC, FIRST_ROOM_SEC, Timing
 from data_prep.tts import require_synthesisers
-from data_prep.world import Scene, random_scene
+from data_prep.world import random_scene
 from mmspeech.checkpoint import codec_hash, load_codec
 from mmspeech.config import StrictModel
 from mmspeech.data.shards import ShardSetInfo, write_shards
@@ -43,8 +44,8 @@ EARLY_SHARE = 0.5  # of the calls about clips: the call begins after its clip, a
 class RemixSettings(StrictModel):
     """What decides on the calls of a remix.
 
-    `num_turns`: of a call about a still picture, at most. `clips` and `swaps` are shares of all calls (a swap: one turn
-    each about two pictures), `commentary` of those about clips.
+    `num_turns`: of a call about a still picture or about none, at most. `clips`, `swaps` and `blind` are shares of all
+    calls (a swap: one turn each about two pictures; blind: nothing is shown), `commentary` of those about clips.
     """
 
     seed: int = Field(0, ge=0)
@@ -53,12 +54,14 @@ class RemixSettings(StrictModel):
     num_turns: int = Field(3, ge=1)
     clips: float = Field(0.0, ge=0, le=1)
     swaps: float = Field(0.0, ge=0, le=1)
+    blind: float = Field(0.0, ge=0, le=1)
     commentary: float = Field(0.2, ge=0, le=1)
 
     @model_validator(mode="after")
     def _shares_fit(self):
-        if self.clips + self.swaps > 1:
-            raise ValueError(f"shares of clips {self.clips} and swaps {self.swaps} are more than 1 together")
+        if self.clips + self.swaps + self.blind > 1:
+            shares = f"clips {self.clips}, swaps {self.swaps} and blind calls {self.blind}"
+            raise ValueError(f"the shares of {shares} are more than 1 together")
         return self
 
 
@@ -135,15 +138,31 @@ Maker = Callable[[Bank, Mouth, np.random.Generator, RemixSettings], Draft | None
 
 def _maker(settings: RemixSettings, number: int) -> tuple[str, Maker]:
     drawn = item_rng(settings.seed, settings.split, number, "remix kind").random()
-    if drawn < settings.clips:
-        return "clip", _of_clip
-    return ("swap", _of_swap) if drawn < settings.clips + settings.swaps else ("visual", _of_scene)
+    for kind, share, make in (
+        ("clip", settings.clips, _of_clip),
+        ("swap", settings.swaps, _of_swap),
+        ("blind", settings.blind, _of_nothing),
+    ):
+        if drawn < share:
+            return kind, make
+        drawn -= share
+    return "visual", _of_scene
 
 
 def _of_scene(bank: Bank, mouth: Mouth, rng: np.random.Generator, settings: RemixSettings) -> Draft | None:
     scene, draft = random_scene(rng, split=settings.split), Draft(bank, mouth)
     draft.visuals.append(Visual(render_png(scene, size_px=settings.size_px)))
-    for piece, answer in _true_turns(bank, mouth, scene, rng, settings.num_turns):
+    return _converse(draft, lambda: shown_turn(scene, rng), rng, settings)
+
+
+def _of_nothing(bank: Bank, mouth: Mouth, rng: np.random.Generator, settings: RemixSettings) -> Draft | None:
+    scene = random_scene(rng, split=settings.split)
+    return _converse(Draft(bank, mouth), lambda: blind_turn(scene, rng), rng, settings)
+
+
+def _converse(draft: Draft, think: Callable[[], Turn], rng, settings: RemixSettings) -> Draft | None:
+    num_turns = 1 + int(rng.integers(settings.num_turns))
+    for piece, answer in _asked_turns(draft.bank, draft.mouth, think, rng, num_turns):
         draft.ask(piece)
         draft.say(answer)
     return draft if draft.words else None
@@ -156,7 +175,7 @@ def _of_swap(bank: Bank, mouth: Mouth, rng: np.random.Generator, settings: Remix
         scene = random_scene(rng, split=settings.split)
         start_sec = round(frames_to_seconds(draft.end_frame) + late_sec, 3)
         draft.visuals.append(Visual(render_png(scene, size_px=settings.size_px), start_sec))
-        turns = _true_turns(bank, mouth, scene, rng, 1)
+        turns = _asked_turns(bank, mouth, partial(visual_turn, scene, rng), rng, 1)
         if not turns:
             return None
         piece, answer = turns[0]
@@ -182,16 +201,17 @@ def _of_clip(bank: Bank, mouth: Mouth, rng: np.random.Generator, settings: Remix
     return None
 
 
-def _true_turns(
-    bank: Bank, mouth: Mouth, scene: Scene, rng: np.random.Generator, num_turns: int
+def _asked_turns(
+    bank: Bank, mouth: Mouth, think: Callable[[], Turn], rng: np.random.Generator, num_turns: int
 ) -> list[tuple[Piece, str]]:
-    """Questions with the answers that are true of the scene; no answer twice."""
+    """Questions of what `think` comes up with, and their answers; no answer twice."""
     found: dict[str, Piece] = {}
     for _ in range(TRIES):
-        thought = visual_turn(scene, rng)
+        thought = think()
         asked = bank.find(thought, rng)
-        if asked is not None and mouth.can_say(thought.answer):
-            found.setdefault(thought.answer, asked)
+        answer = asked.answer if asked is not None and thought.kind == "repeat" else thought.answer
+        if asked is not None and mouth.can_say(answer):
+            found.setdefault(answer, asked)
         if len(found) == num_turns:
             break
     return [(piece, answer) for answer, piece in found.items()]

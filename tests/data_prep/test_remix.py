@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.dialogue import visual_dialogue, visual_turn
+from data_prep.dialogue import REFUSAL, SMALL_TALK, blind_dialogue, visual_dialogue, visual_turn
 from data_prep.encode import codec_stamp
 from data_prep.facts import FactsSettings, make_facts
 from data_prep.film import film
@@ -27,6 +27,7 @@ from mmspeech.vision.video import Video
 CODEC = Path(__file__).resolve().parents[2] / "mmspeech" / "pretrained" / "tiny"
 STAMP = codec_stamp(load_codec(CODEC))
 WORD_SEC = 0.25
+TALK = {answer for _, answer in SMALL_TALK.values()}
 
 try:
     require_synthesisers()
@@ -35,11 +36,13 @@ except FileNotFoundError as error:
 
 
 def voiced_call(number: int) -> Sample:
-    """A call whose codes tell the call (first row) and the frame (second); every third is about a clip."""
+    """A call whose codes tell the call (first row) and the frame (second); every third is about a clip, and of the
+    others every fourth about nothing."""
     rng = np.random.default_rng(number)
     words, records, now_sec = [], [], 1.0
     if number % 3:
-        turns = visual_dialogue(random_scene(rng, split="train"), rng, num_turns=5)
+        make = blind_dialogue if number % 4 == 0 else visual_dialogue
+        turns = make(random_scene(rng, split="train"), rng, num_turns=5)
     else:
         turns = [timed.turn for timed in clip_turns(random_clip(rng, split="train"), rng, tries=9)]
         turns.append(commentary(random_clip(rng, split="train"), rng).turn)
@@ -75,7 +78,7 @@ def test_answers_are_true_of_the_picture_and_follow_their_question(voiced, tmp_p
         call = calls[index]
         scene = random_scene(item_rng(3, "train", int(call.id), "remix"), split="train")
         rng = np.random.default_rng(0)
-        truths = {visual_turn(scene, rng).answer for _ in range(3000)}
+        truths = {visual_turn(scene, rng).answer for _ in range(3000)} | TALK
         answers = sentences(call.words)
         assert answers and set(answers) <= truths, (answers, scene)
         assert (call.words[0].speaker, call.words[-1].speaker) == ("user", "main")
@@ -103,6 +106,21 @@ def test_nothing_but_lasting_silence_tells_that_an_answer_comes():
     assert codes[:, 0].tolist() == list(STAMP.silence_codes)
     assert [word.text for word in words] == ["the", "circle", "is", "red"] and words[0].start_sec >= LEAD_SEC
     assert not Mouth(codec, limit=0).can_say("the circle is red")
+
+
+def test_with_nothing_to_see_it_talks_repeats_and_says_that_it_can_not_see(voiced, tmp_path):
+    settings = RemixSettings(seed=6, blind=1.0, num_turns=2)
+    make_remix(tmp_path / "out", settings, like=[voiced], codec_dir=CODEC, count=24)
+    calls = ShardSet(tmp_path / "out")
+    assert calls.info.pictures == 0 and len(calls) == 24
+    repeated = 0
+    for index in range(len(calls)):
+        asked, said = sentences(calls[index].words, "user"), sentences(calls[index].words)
+        for question, answer in zip(asked, said, strict=True):
+            repeats = question.endswith(answer)
+            assert repeats or answer in TALK | {REFUSAL}, (question, answer)
+            repeated += repeats
+    assert repeated >= 4
 
 
 def test_a_clip_is_asked_about_when_the_answer_is_true(voiced, tmp_path):
@@ -195,11 +213,7 @@ def test_a_set_without_turns_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def sentences(words: list[Word]) -> list[str]:
-    """What the model says, a sentence for each time the user has spoken."""
-    said, before = [], "main"
-    for word in words:
-        if word.speaker == "main":
-            said = [*said, word.text] if before == "user" else [*said[:-1], f"{said[-1]} {word.text}"]
-        before = word.speaker
-    return said
+def sentences(words: list[Word], speaker: str = "main") -> list[str]:
+    """What one side says, a sentence for each time the other has spoken."""
+    turns = [list(turn) for _, turn in itertools.groupby(words, key=lambda word: word.speaker)]
+    return [" ".join(word.text for word in turn) for turn in turns if turn[0].speaker == speaker]
