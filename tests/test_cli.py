@@ -62,7 +62,7 @@ def test_talk_writes_the_reply_and_prints_one_object(small_checkpoint, question,
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
     assert result.stdout.count("\n") == 1
-    assert set(summary) == {"text", "words", "frames", "rtf", "shown", "step_ms", "model"}
+    assert set(summary) == {"text", "words", "frames", "rtf", "pictures", "step_ms", "model"}
     assert set(summary["step_ms"]) == {"p50", "p99"} and summary["rtf"] > 0
     assert summary["text"].split() == [word["text"] for word in summary["words"] if word["text"]]
     assert all(set(word) == {"text", "start_sec", "gate"} for word in summary["words"])
