@@ -150,6 +150,9 @@ class VisionConfig(StrictModel):
     Clip encoders (hf: V-JEPA 2, VideoMAE) look at the last `window_frames` frames, taken `window_fps` times a second
     (None: as the encoder was trained). Each step of time in the window has tokens of its own; `window_tokens` makes of
     them the tokens of the newest frame: those of the newest step, or the mean over all steps.
+    `change_fps`, for image towers: the features of a frame are its tokens and how they differ from those of the frame
+    1 / change_fps seconds before (0 for a still), side by side: what moves or changes is seen at its place. A little
+    more often than frames come, it is always the frame before.
     `pool`: fewer tokens a picture: `mean2x2` of a square grid, or a number of learned weighted means of all tokens.
     `projector_norm` comes after the projection, which `project` false leaves out (the tower is as wide as what
     cross-attention reads).
@@ -166,11 +169,17 @@ class VisionConfig(StrictModel):
     window_frames: int | None = Field(None, gt=0)
     window_fps: float | None = Field(None, gt=0)
     window_tokens: Literal["newest", "mean"] = "newest"
+    change_fps: float | None = Field(None, gt=0)
     pool: Literal["mean2x2"] | Annotated[int, Field(gt=0)] | None = None
     project: bool = True
     projector_hidden: int | None = None
     projector_norm: NormKind | None = "rms"
     projector_norm_eps: float = 1e-5
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of what the projector reads."""
+        return self.tower_dim if self.change_fps is None else 2 * self.tower_dim
 
     @model_validator(mode="after")
     def _pool_fits(self):

@@ -211,7 +211,7 @@ def cache_bytes(plan: Plan) -> int:
     return (
         0
         if plan.model.vision is None
-        else (FULL * plan.cached_pictures * plan.tower_tokens * plan.model.vision.tower_dim)
+        else (FULL * plan.cached_pictures * plan.tower_tokens * plan.model.vision.feature_dim)
     )
 
 

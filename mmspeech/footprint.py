@@ -162,4 +162,4 @@ def _depth_loss(lm: DuplexLM, hidden: Tensor, pieces: int, codebooks: int) -> Te
 
 def _width(model: VisionSpeechModel) -> int:
     first = model.projector.hidden or model.projector.proj
-    return first.in_features if isinstance(first, nn.Linear) else model.config.vision.tower_dim
+    return first.in_features if isinstance(first, nn.Linear) else model.config.vision.feature_dim

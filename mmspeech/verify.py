@@ -60,7 +60,7 @@ def _check_inputs(model: VisionSpeechModel, expected: dict[str, Tensor], *, sour
     lm, vision = model.config.lm, model.config.vision
     wanted = {USER_CODES: (1, lm.num_codebooks, None)}
     if vision is not None:
-        wanted[FEATURES] = (1, None, vision.tower_dim)
+        wanted[FEATURES] = (1, None, vision.feature_dim)
     missing = [name for name in sorted(wanted) if name not in expected]
     if missing:
         raise ConvertError(f"{source}: lacks {', '.join(missing)}; expected the inputs of the run")

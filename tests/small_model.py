@@ -45,7 +45,10 @@ CLIP_TOWERS = {
 
 
 def clip_model(kind: str) -> dict:
-    """The settings of a small model with memory, whose eyes are a clip encoder of transformers."""
+    """The settings of a small model with memory, whose eyes are a clip encoder of transformers, or the small model's
+    own that also look for what has changed."""
+    if kind == "change":
+        return small_model(**MEMORY) | {"vision": SMALL_MODEL["vision"] | {"change_fps": 2.0}}
     vision = {"tower": f"hf:small-{kind}", "image_size_px": 32, "tower_dim": 48, "tower_args": CLIP_TOWERS[kind]}
     return small_model(**MEMORY) | {"vision": vision}
 

@@ -94,7 +94,7 @@ def random_batch(config: ModelConfig, work: Work) -> Batch:
     ones = torch.ones(work.rows, work.frames, device=work.device)
     batch = Batch(codes=codes, text_weight=ones, audio_weight=ones, seed=0)
     if config.vision is not None:
-        size = (work.rows, VISUAL_TOKENS[work.shape], config.vision.tower_dim)
+        size = (work.rows, VISUAL_TOKENS[work.shape], config.vision.feature_dim)
         batch.features = torch.randn(size, generator=torch.Generator().manual_seed(1)).to(work.device)
         batch.pixels = torch.zeros(work.rows, 3, 1, 1, device=work.device)
         batch.picture_rows = torch.arange(work.rows, device=work.device)

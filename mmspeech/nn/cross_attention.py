@@ -115,10 +115,11 @@ def sight_of(context: VisualContext, positions: Tensor, *, age_starts: Tensor | 
 
 
 def age_bucket_starts(count: int) -> list[int]:
-    """The first age in frames of each of `count` buckets: single frames at first, then two to an octave."""
+    """The first age in frames of each of `count` buckets: single frames at first, then four to an octave (two frames of
+    a clip that come half a second apart fall into different ones for the first three seconds)."""
     starts: list[int] = []
     for k in range(count):
-        starts.append(0 if k == 0 else max(starts[-1] + 1, round(2 ** ((k - 1) / 2))))
+        starts.append(0 if k == 0 else max(starts[-1] + 1, round(2 ** ((k - 1) / 4))))
     return starts
 
 

@@ -30,10 +30,12 @@ class VisionTower(nn.Module):
         super().__init__()
         self.model = model
         self.config = config
-        self.dim = config.tower_dim
+        self.dim = config.feature_dim
         self.image_size_px = config.image_size_px
         self.mean, self.std = config.mean, config.std
         self.window = None if config.window_frames is None else Window(config.window_frames, config.window_fps)
+        if config.change_fps is not None:
+            self.window = Window(2, config.change_fps)
         self._run = run
         self.requires_grad_(False)
         self.eval()
@@ -51,7 +53,8 @@ class VisionTower(nn.Module):
 
         sizes_px [B, 2] long: height and width of each picture inside padded pixels, for towers with variable token
         counts (Pixtral, SigLIP2 NaFlex); other towers raise ConfigError.
-        A clip encoder gives the tokens of the newest frame of a window. With `state`, pixels are frames that come at
+        A clip encoder gives the tokens of the newest frame of a window, and so does an image tower that looks for what
+        has changed (`change_fps`), with a window of two. With `state`, pixels are frames that come at
         onset_frames [B] long (of speech) and enter the windows of its streams rows [B] long. Without, pixels are whole
         windows [B, F, 3, H, W] (see `Window.places`), or stills, which fill a window each.
         """
@@ -115,10 +118,26 @@ def build_tower(
         raise ConfigError(
             f"tower_dim is {config.tower_dim}, but {config.tower} gives {width}; set tower_dim to {width}"
         )
+    if config.change_fps is not None:
+        if "window_frames" in found:
+            raise ConfigError(f"{config.tower} sees motion by itself; remove change_fps")
+        run = _with_change(run)
     if weights is not None:
         load_weights(model, weights, tower=config.tower)
     filled = {key: value for key, value in found.items() if getattr(config, key) in (None, {})}
     return VisionTower(model, run, config=config.model_copy(update=filled))
+
+
+def _with_change(run: Run) -> Run:
+    def run_pair(model: nn.Module, frames: Tensor, sizes_px: Tensor | None) -> tuple[Tensor, None]:
+        """frames [B, 2, 3, H, W], the newer last -> [B, S, 2D]: its tokens, and those less the older one's."""
+        tokens, mask = run(model, frames.flatten(0, 1), sizes_px)
+        if mask is not None:
+            raise ConfigError("change_fps with a tower of variable token counts: tokens of two frames do not pair up")
+        before, now = tokens.unflatten(0, (-1, 2)).unbind(1)
+        return torch.cat([now, now - before], dim=-1), None
+
+    return run_pair
 
 
 def default_config(tower: str) -> VisionConfig:

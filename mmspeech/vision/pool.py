@@ -56,4 +56,4 @@ def build_pool(config: VisionConfig) -> MeanPool | QueryPool | None:
         case "mean2x2":
             return MeanPool()
         case num_queries:
-            return QueryPool(dim=config.tower_dim, num_queries=num_queries)
+            return QueryPool(dim=config.feature_dim, num_queries=num_queries)

@@ -54,7 +54,7 @@ class Projector(nn.Module):
 def build_projector(config: VisionConfig, *, dim: int) -> Projector:
     """The projector of `config` to a model that reads width `dim`."""
     return Projector(
-        source_dim=config.tower_dim,
+        source_dim=config.feature_dim,
         dim=dim,
         project=config.project,
         hidden_dim=config.projector_hidden,

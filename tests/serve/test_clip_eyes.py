@@ -79,7 +79,7 @@ def test_a_live_clip_is_what_training_lays_out(clip_bundle, visuals):
     calls, hidden, codes = live(clip_bundle, shown)
     frames = codes.shape[2]
     laid = lay_pictures([see_visuals(visuals, num_frames=frames, memory=form.memory, window=form.window)], form)
-    assert laid.windows.shape == (len(shown), 4) and calls.frame_counts[0].shown == len(shown) > form.memory.places
+    assert laid.windows.shape == (len(shown), form.window.frames) and calls.frame_counts[0].shown == len(shown) > form.memory.places
     found = offline(clip_bundle, laid, codes)
     torch.testing.assert_close(found[:frames], hidden[:frames], atol=1e-4, rtol=0)
 
@@ -104,7 +104,7 @@ def lay_like(laid, pixels: torch.Tensor):
 def test_a_crop_keeps_what_windows_hold(clip_bundle, visuals):
     """What is forgotten before the crop is decoded for windows, but not seen."""
     form = form_of(clip_bundle)
-    cut_frames = 25 if form.window.fps == 4 else 26  # whole slots of the window: the crop has the whole call's
+    cut_frames = 26 if form.window.fps == 6.25 else 25  # whole slots of the window: the crop has the whole call's
     whole, cut = (
         see_visuals(
             [Visual(v.data, v.start_sec - frames_to_seconds(by), v.kind, v.fps) for v in visuals],

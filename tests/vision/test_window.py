@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_model import SMALL_MODEL
 
 from mmspeech.config import ConfigError, VisionConfig
 from mmspeech.vision.encoder import build_tower, default_config
@@ -181,3 +182,25 @@ def test_image_towers_take_no_windows():
     assert tower.init_state(1) is None
     with pytest.raises(ConfigError, match="one picture at a time, no windows"):
         tower(torch.zeros(1, 4, 3, 32, 32))
+
+
+def test_an_image_tower_sees_what_has_changed_beside_what_is_there():
+    plain = VisionConfig.model_validate(SMALL_MODEL["vision"])
+    still = build_tower(plain)
+    tower = build_tower(plain.model_copy(update={"change_fps": 2.0}), still.weights())
+    clip = torch.rand(3, 3, 32, 32)
+    tokens = still(clip)[0]
+    assert tower.dim == tower.config.feature_dim == 2 * still.dim == tokens.shape[2] * 2
+    alone, mask = tower(clip[:1])
+    assert mask is None and torch.equal(alone[0], torch.cat([tokens[0], torch.zeros_like(tokens[0])], dim=1))
+    state, row = tower.init_state(1), torch.tensor([0])
+    for number, onset_frame in enumerate((0, 7, 13)):  # half a second apart
+        seen, _ = tower(clip[number : number + 1], state=state, onset_frames=torch.tensor([onset_frame]), rows=row)
+        before = tokens[max(0, number - 1)]
+        torch.testing.assert_close(seen[0], torch.cat([tokens[number], tokens[number] - before], dim=1))
+
+
+def test_change_needs_tokens_that_pair_up(tmp_path):
+    saved(VJEPA, tmp_path)
+    with pytest.raises(ConfigError, match="sees motion by itself; remove change_fps"):
+        build_tower(config(tmp_path, VJEPA).model_copy(update={"change_fps": 2.0}))
