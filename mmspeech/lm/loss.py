@@ -106,7 +106,7 @@ def see_batch(model: VisionSpeechModel, batch: Batch) -> VisualContext:
     modules: processes that share their gradients or parameters wait for each other in each of them.
     """
     if batch.pixels is None:
-        nothing = torch.zeros(batch.codes.shape[0], 1, model.config.vision.tower_dim, device=batch.codes.device)
+        nothing = torch.zeros(batch.codes.shape[0], 1, model.config.vision.feature_dim, device=batch.codes.device)
         return model.see(nothing, torch.full(nothing.shape[:1], VisualContext.NEVER, device=nothing.device))
     features, mask = batch.features, batch.features_mask
     if features is None:
