@@ -1,5 +1,6 @@
 """README is true: its commands are ones the programs take, its first command runs, its file tree is the disk."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -23,9 +24,10 @@ def commands(document: str = README) -> list[str]:
     return [part.strip() for line in lines for part in line.split("&&")]
 
 
-def first(program: str) -> list[str]:
-    """The words of README's first command of that program."""
-    return next(words for command in commands() if program in (words := shlex.split(command)))
+def talks() -> list[list[str]]:
+    """README's commands that talk with the embedded model in one process, from `talk` on."""
+    found = [shlex.split(command)[3:] for command in commands() if "mmspeech talk" in command]
+    return [words for words in found if "--tensor-parallel" not in words]
 
 
 @pytest.mark.parametrize("command", commands() + commands(GUIDE))
@@ -51,18 +53,25 @@ def test_the_first_screen_is_two_commands():
     assert "pip install uv && uv run pytest" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
+ANSWERS = {"examples/what_colour.wav": "red", "examples/where_now.wav": "right"}
+
+
 @pytest.mark.skipif(not EMBEDDED.is_file(), reason="no embedded model in this checkout")
-def test_the_first_command_answers(tmp_path, monkeypatch):
+@pytest.mark.parametrize("words", talks(), ids=" ".join)
+def test_talking_as_shown_gives_the_right_answer(words, tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
     from mmspeech.cli import app
 
-    words = first("mmspeech")[3:]
-    words[words.index("--out") + 1] = str(tmp_path / "reply.wav")
+    words = [*words, "--json"]
+    for option in {"--out", "--plot"} & set(words):
+        place = words.index(option) + 1
+        words[place] = str(tmp_path / words[place])
     monkeypatch.chdir(ROOT)
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "reply.wav").stat().st_size > 10_000
+    assert ANSWERS[words[words.index("--audio") + 1]] in json.loads(result.stdout)["text"].split()
 
 
 @pytest.mark.skipif(not EMBEDDED.is_file(), reason="no embedded model in this checkout")

@@ -79,7 +79,10 @@ def test_a_live_clip_is_what_training_lays_out(clip_bundle, visuals):
     calls, hidden, codes = live(clip_bundle, shown)
     frames = codes.shape[2]
     laid = lay_pictures([see_visuals(visuals, num_frames=frames, memory=form.memory, window=form.window)], form)
-    assert laid.windows.shape == (len(shown), form.window.frames) and calls.frame_counts[0].shown == len(shown) > form.memory.places
+    assert (
+        laid.windows.shape == (len(shown), form.window.frames)
+        and calls.frame_counts[0].shown == len(shown) > form.memory.places
+    )
     found = offline(clip_bundle, laid, codes)
     torch.testing.assert_close(found[:frames], hidden[:frames], atol=1e-4, rtol=0)
 
