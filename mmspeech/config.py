@@ -150,12 +150,9 @@ class VisionConfig(StrictModel):
     Clip encoders (hf: V-JEPA 2, VideoMAE) look at the last `window_frames` frames, taken `window_fps` times a second
     (None: as the encoder was trained). Each step of time in the window has tokens of its own; `window_tokens` makes of
     them the tokens of the newest frame: those of the newest step, or the mean over all steps.
-    `change_fps`, for image towers: the features of a frame are its tokens and how they differ from those of the frame
-    1 / change_fps seconds before (0 for a still), side by side: what moves or changes is seen at its place. A little
-    more often than frames come, it is always the frame before.
+    `change_fps`, for image towers: beside each token how it differs from that of the frame 1 / change_fps s before.
     `pool`: fewer tokens a picture: `mean2x2` of a square grid, or a number of learned weighted means of all tokens.
-    `projector_norm` comes after the projection, which `project` false leaves out (the tower is as wide as what
-    cross-attention reads).
+    `projector_norm` comes after the projection, which `project` false leaves out (widths are equal then).
     """
 
     tower: str
@@ -304,7 +301,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise _DuplicateKeyError(f"key {next(k for k in keys if keys.count(k) > 1)!r} stands there twice")
+        raise _DuplicateKeyError(f"key {max(keys, key=keys.count)!r} stands there twice")
     return mapping
 
 
@@ -327,23 +324,18 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such configuration file{hint}")
     try:
         text = path.read_text(encoding="utf-8")
-        data = (
-            json.loads(text, object_pairs_hook=_unique)
-            if path.suffix == ".json"
-            else yaml.load(text, Loader=_UniqueKeyLoader)
-        )
+        as_json = path.suffix == ".json"
+        data = json.loads(text, object_pairs_hook=_unique) if as_json else yaml.load(text, Loader=_UniqueKeyLoader)
     except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError, _DuplicateKeyError) as error:
-        raise ConfigError(
-            f"{path}: not valid {path.suffix.lstrip('.') or 'YAML'}: {' '.join(str(error).split())}"
-        ) from error
+        kind = path.suffix.lstrip(".") or "YAML"
+        raise ConfigError(f"{path}: not valid {kind}: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping of settings at the top, got {type(data).__name__}")
     return data
 
 
 def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """A copy of `data` with each `a.b=value` set; intermediate mappings are created. All that is wrong is told at
-    once."""
+    """A copy of `data` with each `a.b=value` set, groups created. All that is wrong is told at once."""
     data, problems = json.loads(json.dumps(data)), Problems()
     _override_all(data, overrides, problems)
     problems.tell()
@@ -397,9 +389,8 @@ def _field_names(cls: type[BaseModel], parents: list[str]) -> list[str]:
     """Names of the fields where an unknown key stood, following nested models and unions."""
     models = [cls]
     for parent in parents:
-        models = [
-            m for model in models for m in _models_in(getattr(model.model_fields.get(parent), "annotation", None))
-        ] or models
+        found = [getattr(model.model_fields.get(parent), "annotation", None) for model in models]
+        models = [m for annotation in found for m in _models_in(annotation)] or models
     return [name for model in models for name in model.model_fields]
 
 

@@ -80,7 +80,7 @@ def test_towers_of_our_own_have_the_width_they_say(path):
         pytest.skip("no tower, or one of another library")
     size = config.image_size_px
     features, _ = build_tower(config)(torch.zeros(1, 3, size, size))
-    assert features.shape[-1] == config.tower_dim
+    assert features.shape[-1] == config.feature_dim
 
 
 @pytest.mark.parametrize("path", of_folder("codec"), ids=lambda p: p.stem)

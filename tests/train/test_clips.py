@@ -47,7 +47,7 @@ def test_a_run_learns_from_windows_of_frames(config, tmp_path, monkeypatch):
         fill(cache, batch)
         if batch.pixels is None:
             return
-        assert batch.windows.shape == (len(batch.onset_frames), 4)
+        assert batch.windows.shape == (len(batch.onset_frames), cache.tower.window.frames)
         whole, _ = cache.tower(windowed(batch.pixels, batch.windows))
         torch.testing.assert_close(batch.features, whole, atol=1e-5, rtol=0)
         looked.append(len(whole))
