@@ -16,7 +16,7 @@ from data_prep.motion import SEEN_FPS, Clip
 from data_prep.motion_dialogue import GROUPS, TimedTurn, clip_turns, commentary
 from data_prep.render import render_png
 from data_prep.speak import FIRST_ROOM_SEC, Timing, Track, plain_text, say_question
-from data_prep.tts import random_voice
+from data_prep.tts import Voice, random_voice
 from data_prep.world import Scene, random_scene
 from mmspeech.config import ConfigError
 from mmspeech.frames import SAMPLE_RATE_HZ
@@ -42,23 +42,13 @@ def make_clip_question(
     timed, shown = _swap(rng, split) if about == "swap" else _clip(rng, split, about)
     track = Track()
     length_sec = say_question(track, timed.turn.question, voice, 0.0, rng, Timing(pause_share=0.0))
-    true_sec = timed.earliest_sec + rng.uniform(0.0, min(FIRST_ROOM_SEC, timed.latest_sec - timed.earliest_sec))
+    true_sec = timed.true_sec(rng, room_sec=FIRST_ROOM_SEC)
     begin_sec = max(LEAD_SEC, true_sec - length_sec + (FIRST_SEC if about == "swap" else 0.0))
     end_sec = begin_sec + length_sec
     start_sec = round(end_sec - true_sec, 3)
     whole = Track()
     whole.join(track, begin_sec)
-    wave = user_channel(whole.wave(int((end_sec + 0.2) * SAMPLE_RATE_HZ)), rng, clean=clean)
-    write_wav(folder / f"{stem}.wav", wave)
-    line = {
-        "audio": f"{folder.name}/{stem}.wav",
-        "question": plain_text(timed.turn.question),
-        "answers": list(timed.turn.answers),
-        "reply": timed.turn.answer,
-        "kind": timed.turn.kind,
-        "voice": voice.key,
-        "question_end_sec": round(end_sec, 3),
-    }
+    line = write_question(folder / f"{stem}.wav", whole, timed.turn, voice, end_sec=end_sec, rng=rng, clean=clean)
     line |= _write_shown(folder, stem, shown, start_sec=start_sec, size_px=size_px)
     if timed.comments:
         line["events"] = [
@@ -66,6 +56,22 @@ def make_clip_question(
             for comment in timed.comments
         ]
     return line
+
+
+def write_question(
+    wav: Path, track: Track, turn: Turn, voice: Voice, *, end_sec: float, rng: np.random.Generator, clean: bool
+) -> dict:
+    """Write the caller's sound, in which the question of `turn` ends at `end_sec`; returns its part of the line."""
+    write_wav(wav, user_channel(track.wave(int((end_sec + 0.2) * SAMPLE_RATE_HZ)), rng, clean=clean))
+    return {
+        "audio": f"{wav.parent.name}/{wav.name}",
+        "question": plain_text(turn.question),
+        "answers": list(turn.answers),
+        "reply": turn.answer,
+        "kind": turn.kind,
+        "voice": voice.key,
+        "question_end_sec": round(end_sec, 3),
+    }
 
 
 def _clip(rng: np.random.Generator, split: str, about: str) -> tuple[TimedTurn, Clip]:

@@ -21,8 +21,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from data_prep.world import GAP, RADII, Colour, Scene, SceneObject, StrictModel, look_of, split_of
-from mmspeech.config import ConfigError
+from data_prep.world import GAP, RADII, Colour, Scene, SceneObject, StrictModel, load_record, look_of, split_of
 
 SEEN_FPS = 2.0  # frames of a clip that enter a call per second: nothing happens too fast to be seen at this rate
 REST_SEC = 0.5  # between two events, before the first and after the last, so that a frame shows how things are
@@ -288,16 +287,7 @@ class Clip(StrictModel):
 
 def load_clip(path: str | Path) -> Clip:
     """Read a clip JSON. Raises FileNotFoundError, or ConfigError with one line naming the file and the fault."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such clip file")
-    try:
-        return Clip.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "clip"
-        fault = f"{where}: {first['msg'].removeprefix('Value error, ')}"
-        raise ConfigError(f"{path}: not a clip: {fault} (the format is in data_prep/motion.py)") from error
+    return load_record(Clip, path, name="clip", module="motion")
 
 
 def seen_sec(at_sec: float) -> float:

@@ -59,6 +59,10 @@ class TimedTurn:
     latest_sec: float = math.inf
     comments: tuple[Comment, ...] = ()
 
+    def true_sec(self, rng: np.random.Generator, *, room_sec: float) -> float:
+        """A time for the question to end, `room_sec` after the earliest at most."""
+        return self.earliest_sec + rng.uniform(0.0, min(room_sec, self.latest_sec - self.earliest_sec))
+
     def record(self, sight: int) -> dict:
         """As scenes.TurnRecord; `sight`: which of the things shown in its call it is about."""
         latest_sec = None if math.isinf(self.latest_sec) else round(self.latest_sec, 3)

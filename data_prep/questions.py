@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.clip_questions import CLIP_SETS, make_clip_question
+from data_prep.clip_questions import CLIP_SETS, LEAD_SEC, make_clip_question, write_question
 from data_prep.dialogue import Turn, small_talk_turn, visual_turn
-from data_prep.effects import user_channel
-from data_prep.files import write_atomic, write_wav
+from data_prep.files import write_atomic
 from data_prep.model_voice import model_says
 from data_prep.render import render_png
 from data_prep.scenes import item_rng
@@ -16,11 +15,9 @@ from data_prep.speak import Timing, Track, plain_text, say_question
 from data_prep.tts import random_voice, require_synthesisers
 from data_prep.world import Scene, random_scene
 from mmspeech.config import ConfigError, read_mapping
-from mmspeech.frames import SAMPLE_RATE_HZ
 
 STILL_SETS = ("known", "unseen", "talk", "pause", "barge")
 SETS = (*STILL_SETS, *CLIP_SETS)
-LEAD_SEC = 0.5
 INTERRUPT_AFTER_SEC = 1.3  # of the first question's end: the model is in the middle of its answer
 LONG_ANSWER_SEC = 1.9
 
@@ -85,18 +82,8 @@ def _make_one(
     for number, turn in enumerate(turns):
         starts.append(end_sec + (INTERRUPT_AFTER_SEC if number else 0.0))
         end_sec = say_question(track, turn.question, voice, starts[-1], rng, timing)
-    wave = user_channel(track.wave(int((end_sec + 0.2) * SAMPLE_RATE_HZ)), rng, clean=clean)
-    write_wav(folder / f"{stem}.wav", wave)
-    line = {
-        "audio": f"{name}/{stem}.wav",
-        "image": None if name == "talk" else f"{name}/{stem}.png",
-        "question": plain_text(turns[-1].question),
-        "answers": list(turns[-1].answers),
-        "reply": turns[-1].answer,
-        "kind": turns[-1].kind,
-        "voice": voice.key,
-        "question_end_sec": round(end_sec, 3),
-    }
+    line = write_question(folder / f"{stem}.wav", track, turns[-1], voice, end_sec=end_sec, rng=rng, clean=clean)
+    line["image"] = None if name == "talk" else f"{name}/{stem}.png"
     if name != "talk":
         write_atomic(folder / f"{stem}.png", render_png(scene, size_px=size_px))
     if len(turns) > 1:

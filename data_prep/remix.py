@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from data_prep.bank import Bank, Piece
+from data_prep.bank import Bank, Piece, Question
 from data_prep.clips import COMMENTARY_APART_SEC
 from data_prep.dialogue import Turn, blind_turn, shown_turn, visual_turn
 from data_prep.film import film
@@ -77,11 +77,14 @@ class Draft:
     _lines: list[tuple[int, Tensor]] = field(default_factory=list)
     _quiet: list[tuple[int, Tensor]] = field(default_factory=list)
 
-    def ask(self, piece: Piece, *, wait_frames: int = 0) -> None:
-        """The question, so many frames after all that was said."""
-        heard, at = self.bank.hear(piece), self.end_frame + wait_frames
+    def ask(self, piece: Piece) -> None:
+        """The question, after all that was said."""
+        self.ask_heard(self.bank.hear(piece))
+
+    def ask_heard(self, heard: Question, *, wait_frames: int = 0) -> None:
+        """The question as it sounds, so many frames after all that was said."""
         self._quiet.append((self.end_frame, heard.quiet))
-        self._add(heard.codes, heard.words, at)
+        self._add(heard.codes, heard.words, self.end_frame + wait_frames)
 
     def say(self, text: str, *, at: int | None = None) -> None:
         """A sentence of the model with the silence around it, in place of what silence there is; None: at the end."""
@@ -229,10 +232,11 @@ def _ask_about(draft: Draft, clip: Clip, rng: np.random.Generator) -> float | No
 def _place(draft: Draft, asked: Piece, timed: TimedTurn, rng: np.random.Generator, *, early: bool) -> float:
     """The turn such that its question ends when it is true; not `early`: after silence while the clip begins. Returns
     when the clip begins."""
-    true_sec = timed.earliest_sec + rng.uniform(0.0, min(FIRST_ROOM_SEC, timed.latest_sec - timed.earliest_sec))
-    asked_sec = draft.bank.hear(asked).words[-1].end_sec
+    true_sec = timed.true_sec(rng, room_sec=FIRST_ROOM_SEC)
+    heard = draft.bank.hear(asked)
+    asked_sec = heard.words[-1].end_sec
     wait_frames = 0 if early else seconds_to_frames(max(0.0, true_sec - asked_sec), round_up=True)
-    draft.ask(asked, wait_frames=wait_frames)
+    draft.ask_heard(heard, wait_frames=wait_frames)
     draft.say(timed.turn.answer)
     return round(frames_to_seconds(wait_frames) + asked_sec - true_sec, 3)
 

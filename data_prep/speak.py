@@ -125,14 +125,7 @@ def speak_dialogue(turns: list[dict], *, voice: Voice, rng: np.random.Generator,
             cut_after = None
         answer = model_says(turn["answer"])
         start = question_end + rng.uniform(*timing.answer_gap_sec)
-        record = turn | {
-            "question": plain_text(turn["question"]),
-            "question_start_sec": now_sec,
-            "question_end_sec": question_end,
-            "answer_start_sec": start,
-            "answer_end_sec": start + answer.duration_sec,
-            "interrupted": False,
-        }
+        record = turn | _spoken(turn, (now_sec, question_end), (start, start + answer.duration_sec))
         records.append(record)
         long = answer.duration_sec > LONG_ANSWER_SEC and number + 1 < len(turns)
         if long and rng.random() < timing.barge_in_share:
@@ -141,7 +134,7 @@ def speak_dialogue(turns: list[dict], *, voice: Voice, rng: np.random.Generator,
         else:
             _finish_answer(model, record, until_sec=None)
             now_sec = record["answer_end_sec"] + rng.uniform(*timing.question_gap_sec)
-    return mixed(model, user, records, end_sec=now_sec, rng=rng)
+    return _mixed(model, user, records, end_sec=now_sec, rng=rng)
 
 
 def speak_shown(
@@ -166,24 +159,26 @@ def speak_shown(
         start_sec = begin_sec + length_sec + rng.uniform(*timing.answer_gap_sec)
         end_sec = model.add(model_says(turn["answer"]), start_sec)
         record = {key: value for key, value in turn.items() if key not in ("when", "comments")}
-        records.append(
-            record
-            | {
-                "question": plain_text(turn["question"]),
-                "question_start_sec": begin_sec,
-                "question_end_sec": begin_sec + length_sec,
-                "answer_start_sec": start_sec,
-                "answer_end_sec": end_sec,
-                "interrupted": False,
-            }
-        )
+        records.append(record | _spoken(turn, (begin_sec, begin_sec + length_sec), (start_sec, end_sec)))
         if "comments" in turn:
             records[-1]["comments"] = _comment(model, turn["comments"], starts_sec[turn["sight"]], end_sec, rng, timing)
             end_sec = records[-1]["comments"][-1]["end_sec"]
         now_sec = end_sec + rng.uniform(*timing.question_gap_sec)
     if len(starts_sec) < num_sights:
         raise ConfigError(f"{len(starts_sec)} of {num_sights} things that are shown are asked about; expected all")
-    return mixed(model, user, records, end_sec=now_sec, rng=rng), starts_sec
+    return _mixed(model, user, records, end_sec=now_sec, rng=rng), starts_sec
+
+
+def _spoken(turn: dict, question_sec: tuple[float, float], answer_sec: tuple[float, float]) -> dict:
+    """What the record of a turn has once it is spoken: when question and answer begin and end."""
+    return {
+        "question": plain_text(turn["question"]),
+        "question_start_sec": question_sec[0],
+        "question_end_sec": question_sec[1],
+        "answer_start_sec": answer_sec[0],
+        "answer_end_sec": answer_sec[1],
+        "interrupted": False,
+    }
 
 
 def _begin(turn: dict, now_sec: float, length_sec: float, starts_sec: list[float], rng) -> float | None:
@@ -230,7 +225,7 @@ def _finish_answer(model: Track, record: dict, *, until_sec: float | None) -> No
     record["answer_end_sec"] = end
 
 
-def mixed(model: Track, user: Track, records: list[dict], *, end_sec: float, rng) -> SpokenCall:
+def _mixed(model: Track, user: Track, records: list[dict], *, end_sec: float, rng) -> SpokenCall:
     """Both sides of a call, which ends a little after `end_sec`, and its record."""
     length = int((end_sec + rng.uniform(0.3, 1.0)) * SAMPLE_RATE_HZ)
     wave = np.stack([model.wave(length), user_channel(user.wave(length), rng)], axis=1)

@@ -14,7 +14,7 @@ exact colours, small turns, gradient direction, noise.
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -144,16 +144,24 @@ def _overlap(one: SceneObject, other: SceneObject) -> bool:
 
 def load_scene(path: str | Path) -> Scene:
     """Read a scene JSON. Raises FileNotFoundError, or ConfigError with one line naming the file and the fault."""
+    return load_record(Scene, path, name="scene", module="world")
+
+
+RecordT = TypeVar("RecordT", bound=StrictModel)
+
+
+def load_record(cls: type[RecordT], path: str | Path, *, name: str, module: str) -> RecordT:
+    """Read the JSON of a `name` whose format data_prep/`module`.py tells. Raises as load_scene."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such scene file")
+        raise FileNotFoundError(f"{path}: no such {name} file")
     try:
-        return Scene.model_validate_json(path.read_bytes())
+        return cls.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "scene"
+        where = ".".join(str(part) for part in first["loc"]) or name
         fault = f"{where}: {first['msg'].removeprefix('Value error, ')}"
-        raise ConfigError(f"{path}: not a scene: {fault} (the format is in data_prep/world.py)") from error
+        raise ConfigError(f"{path}: not a {name}: {fault} (the format is in data_prep/{module}.py)") from error
 
 
 def random_coordinate(rng: np.random.Generator, radius: float) -> float:

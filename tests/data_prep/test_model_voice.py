@@ -2,19 +2,12 @@
 
 import numpy as np
 import pytest
+from voices import needs_speech
 
 from data_prep.dialogue import SMALL_TALK, visual_turn
 from data_prep.model_voice import FORMULAS, model_says, phrases
-from data_prep.tts import require_synthesisers
 from data_prep.world import random_scene
 from mmspeech.frames import SAMPLE_RATE_HZ
-
-try:
-    require_synthesisers()
-    MISSING = ""
-except FileNotFoundError as error:
-    MISSING = str(error)
-needs_speech = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
 def sentences() -> list[str]:

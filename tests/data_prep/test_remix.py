@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from voices import needs_speech
 
 from data_prep.dialogue import REFUSAL, SMALL_TALK, blind_dialogue, visual_dialogue, visual_turn
 from data_prep.encode import codec_stamp
@@ -16,7 +17,6 @@ from data_prep.motion_dialogue import clip_turns, commentary
 from data_prep.mouth import LEAD_SEC, Mouth
 from data_prep.remix import RemixSettings, make_remix
 from data_prep.scenes import item_rng
-from data_prep.tts import require_synthesisers
 from data_prep.world import random_scene
 from mmspeech.checkpoint import load_codec
 from mmspeech.config import ConfigError
@@ -29,10 +29,7 @@ STAMP = codec_stamp(load_codec(CODEC))
 WORD_SEC = 0.25
 TALK = {answer for _, answer in SMALL_TALK.values()}
 
-try:
-    require_synthesisers()
-except FileNotFoundError as error:
-    pytestmark = pytest.mark.skip(reason=str(error))
+pytestmark = needs_speech
 
 
 def voiced_call(number: int) -> Sample:

@@ -5,20 +5,15 @@ import json
 
 import numpy as np
 import pytest
+from voices import needs_speech
 
 from data_prep import tts
 from data_prep.calls import read_manifest
 from data_prep.scenes import make_scenes
 from data_prep.speak import OtherCallError, Timing, speak
-from data_prep.tts import Voice, require_synthesisers, synthesise
+from data_prep.tts import Voice, synthesise
 from mmspeech.config import ConfigError
 
-try:
-    require_synthesisers()
-    MISSING = ""
-except FileNotFoundError as error:
-    MISSING = str(error)
-needs_speech = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 VOICES = (
     Voice(engine="flite", name="slt"),
     Voice(engine="flite", name="rms", rate=1.1),

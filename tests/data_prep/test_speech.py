@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
+from voices import needs_speech
 
 from data_prep.check import check
 from data_prep.clip_questions import CLIP_SETS
@@ -19,17 +20,9 @@ from data_prep.tts import (
     MODEL_VOICE,
     Voice,
     random_voice,
-    require_synthesisers,
     synthesise,
 )
 from mmspeech.config import ConfigError
-
-try:
-    require_synthesisers()
-    MISSING = ""
-except FileNotFoundError as error:
-    MISSING = str(error)
-needs_speech = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 CALLERS = [random_voice(np.random.default_rng(seed), held_out=False) for seed in range(5)]
 EVENTFUL = Timing(pause_share=0.5, barge_in_share=0.6, quiet_share=0.2)
