@@ -64,6 +64,21 @@ def clips(
 
 
 @app.command()
+def watched(
+    out: OutDir,
+    count: Annotated[int, typer.Option(min=1)],
+    seed: Seed = 0,
+    split: Split = "train",
+    size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
+    shard: Shard = "0/1",
+) -> None:
+    """Film clips and write what can be known at each of their frames, for towers that learn to see motion."""
+    from data_prep.watched import make_watched
+
+    make_watched(out, count=count, seed=seed, split=split, size_px=size_px, shard=shard_of(shard))
+
+
+@app.command()
 def render(
     scene: Path,
     out: Annotated[Path, typer.Option(help="The PNG file to write, or for a clip the mp4 file.")],
@@ -111,12 +126,14 @@ def remix(
     swap_share: Annotated[float, typer.Option(min=0, max=1, help="Calls in which the picture changes.")] = 0.0,
     blind_share: Annotated[float, typer.Option(min=0, max=1, help="Calls without a picture.")] = 0.0,
     commentary_share: Annotated[float, typer.Option(min=0, max=1, help="Of the clips: told as they happen.")] = 0.2,
+    barge_share: Annotated[float, typer.Option(min=0, max=1, help="Of long answers: interrupted.")] = 0.0,
 ) -> None:
     """Ask voiced questions again, under new pictures and clips and with the answers that are true of them."""
     from data_prep.remix import RemixSettings, make_remix
 
     values = {"seed": seed, "split": split, "size_px": size_px, "num_turns": num_turns}
     values |= {"clips": clip_share, "swaps": swap_share, "blind": blind_share, "commentary": commentary_share}
+    values |= {"barge_ins": barge_share}
     info = make_remix(out, parse_config(RemixSettings, values, source="remix"), like=like, codec_dir=codec, count=count)
     typer.echo(f"{out}: {info.calls} calls, {info.frames} frames, {info.pictures} pictures")
 

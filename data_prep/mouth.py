@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from data_prep.model_voice import model_says
+from data_prep.speak import Track
 from mmspeech.audio.codec import Codec
 from mmspeech.frames import seconds_to_frames
 from mmspeech.types import Word
@@ -34,11 +35,15 @@ class Mouth:
             self._said[text] = self._speak(text)
         return self._said[text]
 
-    def _speak(self, text: str) -> tuple[Tensor, list[Word]]:
-        said = model_says(text)
-        num_frames = seconds_to_frames(LEAD_SEC + said.duration_sec + TAIL_SEC, round_up=True)
-        wave = torch.zeros((SETTLE_FRAMES + num_frames) * self.codec.frame_samples)
-        start = SETTLE_FRAMES * self.codec.frame_samples + int(LEAD_SEC * self.codec.sample_rate_hz)
-        wave[start : start + len(said.wave)] = torch.from_numpy(said.wave)
-        words = [Word(word, LEAD_SEC + first_sec, LEAD_SEC + end_sec) for word, first_sec, end_sec in said.words]
+    def break_off(self, text: str, *, until_sec: float) -> tuple[Tensor, list[Word]]:
+        """As `say`, but the voice stops at `until_sec` of what is returned; words it has begun are told."""
+        return self._speak(text, until_sec=until_sec)
+
+    def _speak(self, text: str, *, until_sec: float | None = None) -> tuple[Tensor, list[Word]]:
+        track = Track()
+        end_sec = track.add(model_says(text), LEAD_SEC, until_sec=until_sec)
+        samples = self.codec.frame_samples
+        sound = track.wave(seconds_to_frames(end_sec + TAIL_SEC, round_up=True) * samples)
+        wave = torch.cat([torch.zeros(SETTLE_FRAMES * samples), torch.from_numpy(sound)])
+        words = [Word(*word) for word in track.words]
         return self.codec.encode(wave[None, None])[0, :, SETTLE_FRAMES:].to(torch.int16), words

@@ -27,12 +27,12 @@ from data_prep.motion_dialogue import TimedTurn, clip_turns, commentary
 from data_prep.mouth import LEAD_SEC, TAIL_SEC, Mouth
 from data_prep.render import render_png
 from data_prep.scenes import item_rng
-from data_prep.speak import COMMENT_WITHIN_SEC, FIRST_ROOM_SEC, Timing
+from data_prep.speak import COMMENT_WITHIN_SEC, FIRST_ROOM_SEC, LONG_ANSWER_SEC, Timing
 from data_prep.tts import require_synthesisers
 from data_prep.world import random_scene
 from mmspeech.checkpoint import codec_hash, load_codec
 from mmspeech.config import StrictModel
-from mmspeech.data.shards import ShardSetInfo, write_shards
+from mmspeech.data.shards import ShardSetInfo, speaker_rows, write_shards
 from mmspeech.frames import frames_to_seconds, seconds_to_frames
 from mmspeech.types import Sample, Visual, Word
 
@@ -45,7 +45,8 @@ class RemixSettings(StrictModel):
     """What decides on the calls of a remix.
 
     `num_turns`: of a call about a still picture or about none, at most. `clips`, `swaps` and `blind` are shares of all
-    calls (a swap: one turn each about two pictures; blind: nothing is shown), `commentary` of those about clips.
+    calls (a swap: one turn each about two pictures; blind: nothing is shown), `commentary` of those about clips,
+    `barge_ins` of the answers that another question follows and that are long enough to be interrupted.
     """
 
     seed: int = Field(0, ge=0)
@@ -56,6 +57,7 @@ class RemixSettings(StrictModel):
     swaps: float = Field(0.0, ge=0, le=1)
     blind: float = Field(0.0, ge=0, le=1)
     commentary: float = Field(0.2, ge=0, le=1)
+    barge_ins: float = Field(0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _shares_fit(self):
@@ -67,14 +69,14 @@ class RemixSettings(StrictModel):
 
 @dataclass
 class Draft:
-    """A call while it is put together: lines of codes with the frame each begins in."""
+    """A call while it is put together: lines of codes with the frame each begins in, and its first row."""
 
     bank: Bank
     mouth: Mouth
     visuals: list[Visual] = field(default_factory=list)
     words: list[Word] = field(default_factory=list)
     end_frame: int = 0
-    _lines: list[tuple[int, Tensor]] = field(default_factory=list)
+    _lines: list[tuple[int, int, Tensor]] = field(default_factory=list)
     _quiet: list[tuple[int, Tensor]] = field(default_factory=list)
 
     def ask(self, piece: Piece) -> None:
@@ -91,8 +93,26 @@ class Draft:
         codes, words = self.mouth.say(text)
         self._add(codes, words, self.end_frame if at is None else at)
 
-    def _add(self, codes: Tensor, words: Iterable[Word], at: int) -> None:
-        self._lines.append((at, codes))
+    def can_be_interrupted(self, text: str) -> bool:
+        """Whether a sentence is long enough."""
+        return self.mouth.can_say(text) and self.mouth.say(text)[1][-1].end_sec > LEAD_SEC + LONG_ANSWER_SEC
+
+    def say_until_asked(self, text: str, piece: Piece, rng: np.random.Generator) -> None:
+        """A sentence of the model that breaks off soon after the user begins to ask the next question."""
+        heard, begin = self.bank.hear(piece), self.end_frame
+        asked_sec = rng.uniform(LEAD_SEC + 0.5, self.mouth.say(text)[1][-1].end_sec - 0.4)
+        codes, words = self.mouth.break_off(text, until_sec=asked_sec + Timing().barge_in_stop_sec)
+        self._add(codes, words, begin)
+        lead = seconds_to_frames(heard.words[0].start_sec)
+        late = seconds_to_frames(asked_sec) - lead  # where the question's own silence begins, after the answer's begin
+        early = max(0, -late)
+        spoken = [word.later(-frames_to_seconds(early)) for word in heard.words]
+        _, user = speaker_rows(heard.codes[:, early:])
+        self._quiet.append((begin + late + early, heard.quiet))
+        self._add(user, spoken, begin + late + early, first_row=len(user))
+
+    def _add(self, codes: Tensor, words: Iterable[Word], at: int, *, first_row: int = 0) -> None:
+        self._lines.append((at, first_row, codes))
         self.words += [word.later(frames_to_seconds(at)) for word in words]
         self.end_frame = max(self.end_frame, at + codes.shape[1])
 
@@ -105,8 +125,8 @@ class Draft:
         for at, quiet in self._quiet:
             room = self.end_frame - at
             codes[num_rows:, at:] = quiet.repeat(1, -(-room // quiet.shape[1]))[:, :room]
-        for at, line in self._lines:
-            codes[: line.shape[0], at : at + line.shape[1]] = line
+        for at, row, line in self._lines:
+            codes[row : row + line.shape[0], at : at + line.shape[1]] = line
         return codes
 
 
@@ -165,9 +185,16 @@ def _of_nothing(bank: Bank, mouth: Mouth, rng: np.random.Generator, settings: Re
 
 def _converse(draft: Draft, think: Callable[[], Turn], rng, settings: RemixSettings) -> Draft | None:
     num_turns = 1 + int(rng.integers(settings.num_turns))
-    for piece, answer in _asked_turns(draft.bank, draft.mouth, think, rng, num_turns):
-        draft.ask(piece)
-        draft.say(answer)
+    turns = _asked_turns(draft.bank, draft.mouth, think, rng, num_turns)
+    asked = False  # in the middle of the answer before
+    for number, (piece, answer) in enumerate(turns, start=1):
+        if not asked:
+            draft.ask(piece)
+        asked = number < len(turns) and draft.can_be_interrupted(answer) and rng.random() < settings.barge_ins
+        if asked:
+            draft.say_until_asked(answer, turns[number][0], rng)
+        else:
+            draft.say(answer)
     return draft if draft.words else None
 
 

@@ -61,7 +61,7 @@ class Recogniser:
         wave = np.asarray(wave, dtype=np.float32)
         if wave.ndim != 1:
             raise ValueError(f"expected a mono wave [N], got shape {wave.shape}")
-        rms = float(np.sqrt(np.mean(np.square(_loud_part(wave, sample_rate_hz))))) if wave.size else 0.0
+        wave, rms = _speech(wave, sample_rate_hz)
         if rms < 1e-4:
             return []
         wave = soxr.resample(wave * (_TARGET_RMS / rms), sample_rate_hz, RECOGNISER_RATE_HZ)
@@ -95,14 +95,18 @@ def _pronounce(words: list[str], dictionary: Path) -> dict[str, list[str]]:
     return found
 
 
-def _loud_part(wave: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-    """The 20 ms pieces within 30 dB of the loudest, so that pauses do not count towards the level."""
+def _speech(wave: np.ndarray, sample_rate_hz: int) -> tuple[np.ndarray, float]:
+    """The wave from its first to its last 20 ms piece within 30 dB of the loudest, and the rms of those pieces.
+
+    Pauses do not count towards the level; and seconds of silence around a reply would shift the recogniser's estimate
+    of the channel, which it takes from all it is given.
+    """
     size = max(1, sample_rate_hz // 50)
-    pieces = wave[: len(wave) // size * size].reshape(-1, size)
-    if not len(pieces):
-        return wave
-    power = np.square(pieces).mean(axis=1)
-    return pieces[power >= power.max() * 1e-3].ravel()
+    power = np.square(wave[: len(wave) // size * size].reshape(-1, size)).mean(axis=1)
+    if not power.size:
+        return wave, float(np.sqrt(np.square(wave).mean())) if wave.size else 0.0
+    (loud,) = np.nonzero(power >= power.max() * 1e-3)
+    return wave[loud[0] * size : (loud[-1] + 1) * size], float(np.sqrt(power[loud].mean()))
 
 
 def word_error(said: list[str], heard: list[str]) -> tuple[int, int]:

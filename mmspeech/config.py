@@ -147,10 +147,10 @@ class VisionConfig(StrictModel):
     (none: the published one); for vit, its sizes. `mean`/`std` None: the tower's own statistics.
     `feature_layer` None: tokens after the final norm; -1, -2 ...: as that block leaves them, without the norm.
     `keep_prefix_tokens`: class and register tokens stay in front (they have no place in the picture).
-    Clip encoders (hf: V-JEPA 2, VideoMAE) look at the last `window_frames` frames, taken `window_fps` times a second
-    (None: as the encoder was trained). Each step of time in the window has tokens of its own; `window_tokens` makes of
-    them the tokens of the newest frame: those of the newest step, or the mean over all steps.
-    `change_fps`, for image towers: beside each token how it differs from that of the frame 1 / change_fps s before.
+    Clip encoders (hf: V-JEPA 2, VideoMAE; vit with `window_layers`) look at the last `window_frames` frames, taken
+    `window_fps` times a second (None, for hf: as the encoder was trained). Where each step of time in the window has
+    tokens of its own (hf), `window_tokens` makes of them the tokens of the newest frame: those of the newest step, or
+    the mean over all steps.
     `pool`: fewer tokens a picture: `mean2x2` of a square grid, or a number of learned weighted means of all tokens.
     `projector_norm` comes after the projection, which `project` false leaves out (widths are equal then).
     """
@@ -166,7 +166,6 @@ class VisionConfig(StrictModel):
     window_frames: int | None = Field(None, gt=0)
     window_fps: float | None = Field(None, gt=0)
     window_tokens: Literal["newest", "mean"] = "newest"
-    change_fps: float | None = Field(None, gt=0)
     pool: Literal["mean2x2"] | Annotated[int, Field(gt=0)] | None = None
     project: bool = True
     projector_hidden: int | None = None
@@ -176,7 +175,7 @@ class VisionConfig(StrictModel):
     @property
     def feature_dim(self) -> int:
         """Width of what the projector reads."""
-        return self.tower_dim if self.change_fps is None else 2 * self.tower_dim
+        return 2 * self.tower_dim if self.tower_args.get("window_layers") else self.tower_dim
 
     @model_validator(mode="after")
     def _pool_fits(self):

@@ -43,7 +43,7 @@ def remembering_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_small(tmp_path_factory.mktemp("remembering"), small_model(**MEMORY))
 
 
-@pytest.fixture(scope="session", params=[*CLIP_TOWERS, "change"])
+@pytest.fixture(scope="session", params=[*CLIP_TOWERS, "vit"])
 def clip_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The one with memory, with eyes that see motion: each of the clip encoders in turn, and one that sees change."""
     return save_small(tmp_path_factory.mktemp(request.param), clip_model(request.param))

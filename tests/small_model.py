@@ -46,9 +46,11 @@ CLIP_TOWERS = {
 
 def clip_model(kind: str) -> dict:
     """The settings of a small model with memory, whose eyes are a clip encoder of transformers, or the small model's
-    own that also look for what has changed."""
-    if kind == "change":
-        return small_model(**MEMORY) | {"vision": SMALL_MODEL["vision"] | {"change_fps": 2.0}}
+    own with window blocks."""
+    if kind == "vit":
+        args = SMALL_MODEL["vision"]["tower_args"] | {"window_layers": 1, "window_dim": 4}
+        windows = {"window_frames": 3, "window_fps": 2.0, "tower_args": args}
+        return small_model(**MEMORY) | {"vision": SMALL_MODEL["vision"] | windows}
     vision = {"tower": f"hf:small-{kind}", "image_size_px": 32, "tower_dim": 48, "tower_args": CLIP_TOWERS[kind]}
     return small_model(**MEMORY) | {"vision": vision}
 

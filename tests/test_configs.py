@@ -48,6 +48,10 @@ def train_class(path: Path):
         from train.tower import TowerStageConfig
 
         return TowerStageConfig
+    if path.stem.endswith("window"):
+        from train.window_tower import WindowStageConfig
+
+        return WindowStageConfig
     from train.settings import TrainConfig
 
     return TrainConfig
@@ -123,9 +127,12 @@ def test_the_tiny_stages_fit_the_tiny_model():
     model = load_config(ModelConfig, ROOT / "configs/model/tiny.yaml")
     codec = load_config(train_class(Path("tiny_codec")), ROOT / "configs/train/tiny_codec.yaml").codec
     tower = load_config(train_class(Path("tiny_tower")), ROOT / "configs/train/tiny_tower.yaml").vision
+    window = load_config(train_class(Path("tiny_window")), ROOT / "configs/train/tiny_window.yaml").vision
     assert codec.model_copy(update={"num_phones": 0}) == model.codec
-    same = ("tower", "image_size_px", "tower_dim", "tower_args")
+    assert window == model.vision
+    same = ("tower", "image_size_px", "tower_dim")
     assert all(getattr(tower, name) == getattr(model.vision, name) for name in same)
+    assert tower.tower_args.items() <= model.vision.tower_args.items()
 
 
 @pytest.mark.parametrize(

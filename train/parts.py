@@ -1,8 +1,9 @@
 """Puts together what a run trains: from a checkpoint, or fresh from a model configuration."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -72,11 +73,11 @@ class Objective(nn.Module):
 
 
 class FeatureCache:
-    """Remembers what the frozen tower makes of a picture, by the picture's content; at most `size` pictures."""
+    """Remembers what the frozen tower makes of a picture or window, by the content; at most `size` of them."""
 
     def __init__(self, tower: "VisionTower", *, size: int):
         self.tower, self.size = tower, size
-        self._known: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._known: dict[str, Any] = {}
 
     @torch.no_grad()
     def fill(self, batch: Batch) -> None:
@@ -94,13 +95,22 @@ class FeatureCache:
 
     def _features(self, batch: Batch, place: int | list[int]) -> tuple[Tensor, Tensor | None]:
         """Of a picture of the batch, or of a window: the places of its pictures."""
-        key = " ".join(batch.picture_keys[i] for i in ([place] if isinstance(place, int) else place))
-        if key not in self._known:
-            found = self.tower(batch.pixels[place][None])
-            if len(self._known) >= self.size:
-                return found
-            self._known[key] = found
-        return self._known[key]
+        if isinstance(place, int):
+            return self._once(batch.picture_keys[place], lambda: self.tower(batch.pixels[place][None]))
+        key = " ".join(batch.picture_keys[i] for i in place)
+        return self._once(key, lambda: self.tower.see_windows(torch.cat([self._frame(batch, i) for i in place])[None]))
+
+    def _frame(self, batch: Batch, place: int) -> Tensor:
+        pixels = batch.pixels[place][None]
+        return self._once(batch.picture_keys[place] + " alone", lambda: self.tower.see_frames(pixels))
+
+    def _once(self, key: str, make: Callable[[], Any]) -> Any:
+        if key in self._known:
+            return self._known[key]
+        made = make()
+        if len(self._known) < self.size:
+            self._known[key] = made
+        return made
 
 
 def build_origin(config: TrainConfig, device: torch.device) -> Origin:

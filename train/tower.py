@@ -307,7 +307,7 @@ def train_tower(config: TowerStageConfig) -> dict[str, float]:
             if (step + 1) % config.save_every_steps == 0 or last:
                 scores = held_out_scores(tower, reader, held_out, config)
                 metrics.write("eval/held_out", step + 1, scores)
-                progress.console.print(f"step {step + 1}: " + _table(scores))
+                progress.console.print(f"step {step + 1}: " + table(scores))
                 state = {"model": both.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
                 save_atomically(checkpoint, state)
 
@@ -320,7 +320,7 @@ def train_tower(config: TowerStageConfig) -> dict[str, float]:
     return scores
 
 
-def _table(scores: dict[str, float]) -> str:
+def table(scores: dict[str, float]) -> str:
     return "  ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())
 
 
@@ -336,7 +336,7 @@ def export_tower(tower: VisionTower, out: Path, scores: dict[str, float]) -> Non
 
 def main() -> None:
     scores = run_stage(__doc__.splitlines()[0], TowerStageConfig, train_tower)
-    print("held out: " + _table(scores))
+    print("held out: " + table(scores))
 
 
 if __name__ == "__main__":

@@ -17,16 +17,19 @@ OWN_MEAN = OWN_STD = (0.5, 0.5, 0.5)
 TOWER_FILE = "tower.safetensors"
 
 Run = Callable[[nn.Module, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+Join = Callable[[nn.Module, Tensor], Tensor]
 
 
 class VisionTower(nn.Module):
     """Pixels to visual tokens; parameters need no gradient and dropout is off.
 
-    model: the tower as its library made it. run: calls it and picks the tokens. `config` rebuilds it: mean and std are
-    filled in, and for transformers' towers the whole vision configuration, so that weights are all that is missing.
+    model: the tower as its library made it. run: calls it and picks the tokens. join, for towers that look at each
+    frame by itself before they look at a window: makes of the tokens of its frames those of the newest. `config`
+    rebuilds it: mean and std are filled in, and for transformers' towers the whole vision configuration, so that
+    weights are all that is missing.
     """
 
-    def __init__(self, model: nn.Module, run: Run, *, config: VisionConfig):
+    def __init__(self, model: nn.Module, run: Run, *, config: VisionConfig, join: Join | None = None):
         super().__init__()
         self.model = model
         self.config = config
@@ -34,9 +37,7 @@ class VisionTower(nn.Module):
         self.image_size_px = config.image_size_px
         self.mean, self.std = config.mean, config.std
         self.window = None if config.window_frames is None else Window(config.window_frames, config.window_fps)
-        if config.change_fps is not None:
-            self.window = Window(2, config.change_fps)
-        self._run = run
+        self._run, self._join = run, join
         self.requires_grad_(False)
         self.eval()
 
@@ -53,28 +54,39 @@ class VisionTower(nn.Module):
 
         sizes_px [B, 2] long: height and width of each picture inside padded pixels, for towers with variable token
         counts (Pixtral, SigLIP2 NaFlex); other towers raise ConfigError.
-        A clip encoder gives the tokens of the newest frame of a window, and so does an image tower that looks for what
-        has changed (`change_fps`), with a window of two. With `state`, pixels are frames that come at
+        A clip encoder gives the tokens of the newest frame of a window. With `state`, pixels are frames that come at
         onset_frames [B] long (of speech) and enter the windows of its streams rows [B] long. Without, pixels are whole
         windows [B, F, 3, H, W] (see `Window.places`), or stills, which fill a window each.
         """
         if self.window is None:
             if state is not None or pixels.dim() != 4:
                 raise ConfigError(f"{self.config.tower} sees one picture at a time, no windows; give it [B, 3, H, W]")
-        elif state is not None:
-            pixels = state.push(pixels, onset_frames, rows, window=self.window)
-        elif pixels.dim() == 4:
-            pixels = pixels[:, None].expand(-1, self.window.frames, -1, -1, -1)
-        return self._run(self.model, pixels, sizes_px)
+            return self._run(self.model, pixels, sizes_px)
+        refuse_sizes(sizes_px)
+        if pixels.dim() == 5:
+            return self.see_windows(self.see_frames(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]))
+        frames = self.see_frames(pixels)
+        if state is None:
+            return self.see_windows(frames[:, None].expand(-1, self.window.frames, *frames.shape[1:]))
+        return self.see_windows(state.push(frames, onset_frames, rows, window=self.window))
+
+    def see_frames(self, pixels: Tensor) -> Tensor:
+        """What a window holds of each frame [P, 3, H, W]: its tokens [P, S, D], or, where the encoder takes windows
+        whole, the pixels themselves."""
+        return pixels if self._join is None else self._run(self.model, pixels, None)[0]
+
+    def see_windows(self, frames: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Windows [P, F, ...] of what `see_frames` gives, the newest last -> features [P, S, D] and their mask."""
+        return self._run(self.model, frames, None) if self._join is None else (self._join(self.model, frames), None)
 
     def init_state(self, batch_size: int) -> WindowState | None:
         """The empty windows of so many streams, for `forward`; None for towers that see one picture at a time."""
         if self.window is None:
             return None
         like = next(self.model.parameters())
-        return WindowState.empty(
-            batch_size, window=self.window, size_px=self.image_size_px, device=like.device, dtype=like.dtype
-        )
+        with torch.no_grad():
+            frame = self.see_frames(like.new_zeros(1, 3, self.image_size_px, self.image_size_px))[0]
+        return WindowState.empty(batch_size, window=self.window, frame=frame)
 
     def weights(self) -> dict[str, Tensor]:
         """The weights under names that do not change with the library's version; `build_tower` reads them."""
@@ -82,13 +94,16 @@ class VisionTower(nn.Module):
 
 
 class PlainViTArgs(StrictModel):
-    """`tower_args` of the tower `vit`; see PlainViT."""
+    """`tower_args` of the tower `vit`; see PlainViT. With window_layers it sees windows (`window_frames`,
+    `window_fps`): beside the tokens of the newest frame, as many numbers about what has happened there."""
 
     num_layers: int
     num_heads: int
     ffn_dim: int
     stem_strides: tuple[int, ...]
     stem_dims: tuple[int, ...] = ()
+    window_layers: int = 0
+    window_dim: int = 32
 
 
 def build_tower(
@@ -104,11 +119,12 @@ def build_tower(
     config, weights = _resolve_directory(config, weights)
     load_published = pretrained and weights is None
     kind, _, name = config.tower.partition(":")
-    if kind != "hf" and (config.window_frames, config.window_fps) != (None, None):
+    if kind == "timm" and (config.window_frames, config.window_fps) != (None, None):
         raise ConfigError(f"{config.tower} sees one picture at a time; remove window_frames and window_fps")
+    join = None
     match kind:
         case "vit":
-            model, run, found = _build_vit(config)
+            model, run, join, found = _build_vit(config)
         case "timm":
             model, run, found = _build_timm(config, name, load_published)
         case _:
@@ -118,26 +134,10 @@ def build_tower(
         raise ConfigError(
             f"tower_dim is {config.tower_dim}, but {config.tower} gives {width}; set tower_dim to {width}"
         )
-    if config.change_fps is not None:
-        if "window_frames" in found:
-            raise ConfigError(f"{config.tower} sees motion by itself; remove change_fps")
-        run = _with_change(run)
     if weights is not None:
         load_weights(model, weights, tower=config.tower)
     filled = {key: value for key, value in found.items() if getattr(config, key) in (None, {})}
-    return VisionTower(model, run, config=config.model_copy(update=filled))
-
-
-def _with_change(run: Run) -> Run:
-    def run_pair(model: nn.Module, frames: Tensor, sizes_px: Tensor | None) -> tuple[Tensor, None]:
-        """frames [B, 2, 3, H, W], the newer last -> [B, S, 2D]: its tokens, and those less the older one's."""
-        tokens, mask = run(model, frames.flatten(0, 1), sizes_px)
-        if mask is not None:
-            raise ConfigError("change_fps with a tower of variable token counts: tokens of two frames do not pair up")
-        before, now = tokens.unflatten(0, (-1, 2)).unbind(1)
-        return torch.cat([now, now - before], dim=-1), None
-
-    return run_pair
+    return VisionTower(model, run, config=config.model_copy(update=filled), join=join)
 
 
 def default_config(tower: str) -> VisionConfig:
@@ -167,7 +167,7 @@ def _resolve_directory(config: VisionConfig, weights: Any) -> tuple[VisionConfig
     settings = read_mapping(folder / "config.json")
     if "tower" in settings:
         inner = parse_config(VisionConfig, settings, source=str(folder / "config.json"))
-        own = inner.model_dump(include={"tower", "tower_args", "tower_dim"})
+        own = inner.model_dump(include={"tower", "tower_args", "tower_dim", "window_frames", "window_fps"})
         stats = {key: getattr(inner, key) for key in ("mean", "std") if getattr(config, key) is None}
         return config.model_copy(update=own | stats), folder if weights is None else weights
     if "model_type" in settings:
@@ -177,10 +177,14 @@ def _resolve_directory(config: VisionConfig, weights: Any) -> tuple[VisionConfig
     raise ConfigError(f"{folder}/config.json: describes no tower; expected the key tower, model_type or architecture")
 
 
-def _build_vit(config: VisionConfig) -> tuple[nn.Module, Run, dict[str, Any]]:
+def _build_vit(config: VisionConfig) -> tuple[nn.Module, Run, Join | None, dict[str, Any]]:
     if config.feature_layer is not None or config.keep_prefix_tokens:
         raise ConfigError("tower vit has neither feature_layer nor prefix tokens; remove those settings")
     args = parse_config(PlainViTArgs, config.tower_args, source="tower_args of vit")
+    if not args.window_layers and (config.window_frames, config.window_fps) != (None, None):
+        raise ConfigError("vit sees one picture at a time; remove window_frames and window_fps, or set window_layers")
+    if args.window_layers and None in (config.window_frames, config.window_fps):
+        raise ConfigError("tower vit with window_layers: set window_frames and window_fps too")
     model = PlainViT(
         image_size_px=config.image_size_px,
         dim=config.tower_dim,
@@ -189,8 +193,17 @@ def _build_vit(config: VisionConfig) -> tuple[nn.Module, Run, dict[str, Any]]:
         ffn_dim=args.ffn_dim,
         stem_strides=args.stem_strides,
         stem_dims=args.stem_dims,
+        window_frames=config.window_frames or 0,
+        window_layers=args.window_layers,
+        window_dim=args.window_dim,
     )
-    return model, _run_vit, {"tower_dim": config.tower_dim, "mean": OWN_MEAN, "std": OWN_STD}
+    join = _join_vit if args.window_layers else None
+    return model, _run_vit, join, {"tower_dim": config.tower_dim, "mean": OWN_MEAN, "std": OWN_STD}
+
+
+def _join_vit(model: nn.Module, tokens: Tensor) -> Tensor:
+    """tokens [B, F, S, D] -> [B, S, 2D]: the newest frame's, and what the window says of their places."""
+    return torch.cat([tokens[:, -1], model.window(tokens)], dim=-1)
 
 
 def _run_vit(model: nn.Module, pixels: Tensor, sizes_px: Tensor | None) -> tuple[Tensor, None]:

@@ -76,12 +76,47 @@ class _PatchEmbed(nn.Module):
         return self.proj(self.stem(pixels))
 
 
+class WindowBlocks(nn.Module):
+    """Tokens of the frames of a window [B, F, S, D], the newest last -> [B, S, D]: what each place has seen happen.
+
+    The frames of a place stand side by side (`frame_dim` numbers of each), so that their order is known; attention goes
+    from place to place.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_frames: int,
+        num_tokens: int,
+        dim: int,
+        frame_dim: int,
+        num_layers: int,
+        num_heads: int,
+        ffn_dim: int,
+    ):
+        super().__init__()
+        self.frame = nn.Linear(dim, frame_dim)
+        self.merge = nn.Linear(num_frames * frame_dim, dim)
+        self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, dim))
+        self.blocks = nn.ModuleList(_Block(dim=dim, num_heads=num_heads, ffn_dim=ffn_dim) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.apply(_init_linear)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.merge(self.frame(tokens).transpose(1, 2).flatten(2)) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
 class PlainViT(nn.Module):
     """Pixels [B, 3, H, W] -> all tokens after the final norm [B, S, D], row by row.
 
     image_size_px: side of the square the learned positions belong to; other sizes get them resized (bicubic,
     align_corners False, no antialias). stem_strides: multiply to the patch size. stem_dims: channels of every stem
-    convolution but the last, one fewer than stem_strides.
+    convolution but the last, one fewer than stem_strides. window_layers: of the blocks that look at the tokens of the
+    last `window_frames` pictures (see WindowBlocks); 0: `window` is None.
     """
 
     def __init__(
@@ -94,6 +129,9 @@ class PlainViT(nn.Module):
         ffn_dim: int,
         stem_strides: Sequence[int],
         stem_dims: Sequence[int] = (),
+        window_frames: int = 0,
+        window_layers: int = 0,
+        window_dim: int = 32,
     ):
         super().__init__()
         if len(stem_dims) != len(stem_strides) - 1:
@@ -111,6 +149,17 @@ class PlainViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, self.grid**2, dim))
         self.blocks = nn.ModuleList(_Block(dim=dim, num_heads=num_heads, ffn_dim=ffn_dim) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.window = None
+        if window_layers:
+            self.window = WindowBlocks(
+                num_frames=window_frames,
+                num_tokens=self.grid**2,
+                dim=dim,
+                frame_dim=window_dim,
+                num_layers=window_layers,
+                num_heads=num_heads,
+                ffn_dim=ffn_dim,
+            )
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.apply(_init_linear)
 

@@ -37,23 +37,22 @@ class Window:
 
 @dataclass
 class WindowState(State):
-    """The last slots of B streams: frames [B, F, 3, H, W], the newest last, and its number slot [B] long (-1: none)."""
+    """The last slots of B streams: frames [B, F, ...] as `VisionTower.see_frames` gives them, the newest last, and its
+    number slot [B] long (-1: none)."""
 
     frames: Tensor
     slot: Tensor = field(metadata={"reset_value": -1})
 
     @classmethod
-    def empty(
-        cls, batch_size: int, *, window: Window, size_px: int, device: torch.device, dtype: torch.dtype
-    ) -> "WindowState":
-        """A window that no frame has entered."""
-        frames = torch.zeros(batch_size, window.frames, 3, size_px, size_px, device=device, dtype=dtype)
-        return cls(frames, torch.full((batch_size,), -1, device=device))
+    def empty(cls, batch_size: int, *, window: Window, frame: Tensor) -> "WindowState":
+        """Windows that no frame has entered; they hold what is like `frame`."""
+        frames = frame.new_zeros(batch_size, window.frames, *frame.shape)
+        return cls(frames, torch.full((batch_size,), -1, device=frame.device))
 
     @torch.no_grad()
-    def push(self, pixels: Tensor, onset_frames: Tensor, rows: Tensor, *, window: Window) -> Tensor:
-        """Frames [R, 3, H, W] that come at onset_frames [R] long enter the streams rows [R] long, in place; their
-        windows after that [R, F, 3, H, W].
+    def push(self, frame: Tensor, onset_frames: Tensor, rows: Tensor, *, window: Window) -> Tensor:
+        """Frames [R, ...] that come at onset_frames [R] long enter the streams rows [R] long, in place; their windows
+        after that [R, F, ...].
 
         A time before the newest slot counts as that slot.
         """
@@ -62,8 +61,8 @@ class WindowState(State):
         first = last < 0
         places = torch.arange(window.frames, device=slot.device) + (slot - last)[:, None]
         frames = self.frames[rows[:, None], places.clamp(max=window.frames - 1)]
-        frames = torch.where(first[:, None, None, None, None], pixels[:, None], frames)
-        frames[:, -1] = pixels
+        frames = torch.where(first.view(-1, *[1] * frame.dim()), frame[:, None], frames)
+        frames[:, -1] = frame
         self.frames[rows], self.slot[rows] = frames, slot
         return frames
 

@@ -214,3 +214,27 @@ def sentences(words: list[Word], speaker: str = "main") -> list[str]:
     """What one side says, a sentence for each time the other has spoken."""
     turns = [list(turn) for _, turn in itertools.groupby(words, key=lambda word: word.speaker)]
     return [" ".join(word.text for word in turn) for turn in turns if turn[0].speaker == speaker]
+
+
+def test_an_answer_breaks_off_soon_after_the_next_question_begins(voiced, tmp_path):
+    settings = RemixSettings(seed=4, num_turns=3, barge_ins=1.0)
+    make_remix(tmp_path / "out", settings, like=[voiced], codec_dir=CODEC, count=24)
+    calls, rows = ShardSet(tmp_path / "out"), STAMP.num_codebooks
+    broken_off = 0
+    for index in range(len(calls)):
+        call = calls[index]
+        speakers = [(speaker, list(words)) for speaker, words in itertools.groupby(call.words, lambda w: w.speaker)]
+        assert [speaker for speaker, _ in speakers] == ["user", "main"] * (len(speakers) // 2)
+        for (_, answer), (_, question) in zip(speakers[1::2], speakers[2::2], strict=False):
+            if answer[-1].end_sec <= question[0].start_sec:
+                continue
+            broken_off += 1
+            assert 0.1 < answer[-1].end_sec - question[0].start_sec < 0.45
+            later = int(question[0].start_sec * 12.5) + 12
+            assert call.codes[0, later] == STAMP.silence_codes[0]
+            for word in question:  # its sound is there, whole and in its place
+                frame = int(word.start_sec * 12.5 + 1e-6)
+                number, there = (int(code) for code in call.codes[rows:, frame][:2])
+                spoken = {w.text for w in voiced_call(number).words if abs(w.start_sec * 12.5 - there) < 1.01}
+                assert word.text in spoken
+    assert broken_off >= 8

@@ -73,3 +73,14 @@ def test_hears_clear_speech():
             pytest.skip(str(error))
         recogniser = Recogniser([*sentences, "red circles"]) if sentence == said_again else recogniser
         assert " ".join(recogniser.words(wave, rate_hz)) == sentence
+
+
+def test_silence_around_a_sentence_changes_nothing():
+    flite = pytest.importorskip("data_prep.flite")
+    try:
+        wave, rate_hz, _, _ = flite.synthesise("there are two blue squares", name="slt", pitch=1.0, rate=1.0)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    recogniser = Recogniser(["there are two blue squares", "there are two red circles"])
+    quiet = np.zeros(5 * rate_hz, np.float32)
+    assert recogniser.words(np.concatenate([quiet, wave, quiet]), rate_hz) == recogniser.words(wave, rate_hz)

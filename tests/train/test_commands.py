@@ -11,6 +11,7 @@ STAGES = {
     "train.__main__": "tiny_lm",
     "train.codec": "tiny_codec",
     "train.tower": "tiny_tower",
+    "train.window_tower": "tiny_window",
     "train.rebuild": "tiny",
 }
 
@@ -50,6 +51,7 @@ def test_bad_configurations(program, monkeypatch, capsys, tmp_path):
         ("train.__main__", ["root={}", "max_steps=[1"], "not valid YAML"),
         ("train.codec", ["manifests=[{}/none.jsonl]", "out={}/out"], "no such manifest"),
         ("train.tower", ["scenes={}/none", "held_out={}/none", "out={}/out"], "no scene pairs"),
+        ("train.window_tower", ["tower={}/none", "out={}/out"], "none: no safetensors file there"),
     ],
 )
 def test_data_that_is_not_there(program, overrides, message, monkeypatch, capsys, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_model import SMALL_MODEL
+from small_model import clip_model
 
 from mmspeech.config import ConfigError, VisionConfig
 from mmspeech.vision.encoder import build_tower, default_config
@@ -111,7 +111,7 @@ def test_a_window_holds_the_newest_frame_of_each_slot():
         [0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 2], [0, 1, 2, 3],
         [3, 3, 3, 4], [3, 3, 3, 5], [3, 3, 3, 6], [6, 6, 6, 7],
     ]  # fmt: skip
-    state = WindowState.empty(1, window=window, size_px=2, device=frames.device, dtype=frames.dtype)
+    state = WindowState.empty(1, window=window, frame=frames[0])
     row = torch.tensor([0])
     pushed = [state.push(frames[k : k + 1], onsets[k : k + 1], row, window=window) for k in range(8)]
     assert [pixels[0, :, 0, 0, 0].tolist() for pixels in pushed] == window.places(onsets).tolist() == expected
@@ -120,7 +120,7 @@ def test_a_window_holds_the_newest_frame_of_each_slot():
 
 def test_a_late_time_counts_as_now():
     window = Window(2, 4.0)
-    state = WindowState.empty(1, window=window, size_px=1, device=torch.device("cpu"), dtype=torch.float32)
+    state = WindowState.empty(1, window=window, frame=torch.zeros(3, 1, 1))
     for onset, value in ((13, 1.0), (3, 2.0)):
         held = state.push(torch.full((1, 3, 1, 1), value), torch.tensor([onset]), torch.tensor([0]), window=window)
     assert held[0, :, 0, 0, 0].tolist() == [1.0, 2.0] and state.slot.tolist() == [4]
@@ -184,23 +184,32 @@ def test_image_towers_take_no_windows():
         tower(torch.zeros(1, 4, 3, 32, 32))
 
 
-def test_an_image_tower_sees_what_has_changed_beside_what_is_there():
-    plain = VisionConfig.model_validate(SMALL_MODEL["vision"])
-    still = build_tower(plain)
-    tower = build_tower(plain.model_copy(update={"change_fps": 2.0}), still.weights())
+def test_window_blocks_see_each_frame_once_and_know_their_order():
+    vision = VisionConfig.model_validate(clip_model("vit")["vision"])
+    tower = build_tower(vision)
+    plain = {"window_layers": 0}
+    still = build_tower(
+        vision.model_copy(update={"tower_args": vision.tower_args | plain, "window_frames": None, "window_fps": None}),
+        {name: tensor for name, tensor in tower.weights().items() if not name.startswith("window.")},
+    )
     clip = torch.rand(3, 3, 32, 32)
     tokens = still(clip)[0]
-    assert tower.dim == tower.config.feature_dim == 2 * still.dim == tokens.shape[2] * 2
-    alone, mask = tower(clip[:1])
-    assert mask is None and torch.equal(alone[0], torch.cat([tokens[0], torch.zeros_like(tokens[0])], dim=1))
+    assert tower.dim == vision.feature_dim == 2 * still.dim
+    whole, mask = tower(clip[None])
+    assert mask is None
+    torch.testing.assert_close(whole[0, :, : still.dim], tokens[-1])
+    torch.testing.assert_close(tower.see_windows(tokens[None])[0], whole)
+    turned = tower(clip[[1, 0, 2]][None])[0]
+    assert torch.equal(turned[0, :, : still.dim], whole[0, :, : still.dim])
+    assert (turned - whole).abs().max() > 1e-4
     state, row = tower.init_state(1), torch.tensor([0])
     for number, onset_frame in enumerate((0, 7, 13)):  # half a second apart
         seen, _ = tower(clip[number : number + 1], state=state, onset_frames=torch.tensor([onset_frame]), rows=row)
-        before = tokens[max(0, number - 1)]
-        torch.testing.assert_close(seen[0], torch.cat([tokens[number], tokens[number] - before], dim=1))
+        expected = tower(clip[[0] * (2 - number) + [*range(number + 1)]][None])[0]
+        torch.testing.assert_close(seen, expected)
 
 
-def test_change_needs_tokens_that_pair_up(tmp_path):
-    saved(VJEPA, tmp_path)
-    with pytest.raises(ConfigError, match="sees motion by itself; remove change_fps"):
-        build_tower(config(tmp_path, VJEPA).model_copy(update={"change_fps": 2.0}))
+def test_window_blocks_need_a_window():
+    vision = VisionConfig.model_validate(clip_model("vit")["vision"])
+    with pytest.raises(ConfigError, match="set window_frames and window_fps too"):
+        build_tower(vision.model_copy(update={"window_fps": None}))
