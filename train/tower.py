@@ -9,8 +9,6 @@ layer is thrown away; that it sufficed is what lets a small cross-attention read
 """
 
 import json
-import math
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +19,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmspeech.config import ConfigError, StrictModel, VisionConfig, read_mapping
+from mmspeech.config import ConfigError, VisionConfig, read_mapping
 from mmspeech.vision.encoder import TOWER_FILE, VisionTower, build_tower
 from mmspeech.vision.image import load_image
 from train.command import run_stage
-from train.metrics import MetricsLog
+from train.steps import StepsConfig, run_steps, table
 
 MAX_OBJECTS = 4
 PLACES = 9  # the 3 x 3 grid, row by row
 
 
-class TowerStageConfig(StrictModel):
+class TowerStageConfig(StepsConfig):
     """Settings of the tower stage. `scenes` and `held_out` are folders searched for scene pairs, to any depth.
 
     `radii`: of each size's objects, in picture widths. `max_scenes` 0: all of them.
@@ -40,19 +38,10 @@ class TowerStageConfig(StrictModel):
     vision: VisionConfig
     scenes: str
     held_out: str
-    out: str
     shapes: list[str]
     colours: list[str]
     radii: dict[str, float]
     max_scenes: int = Field(0, ge=0)
-    batch_size: int = Field(128, gt=0)
-    max_steps: int = Field(2000, gt=0)
-    learning_rate: float = Field(1.5e-3, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    warmup_steps: int = Field(100, ge=0)
-    save_every_steps: int = Field(200, gt=0)
-    log_every_steps: int = Field(20, gt=0)
-    seed: int = 0
 
 
 @dataclass
@@ -227,14 +216,6 @@ def normalised(pixels: Tensor, tower: VisionTower) -> Tensor:
     return ((pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def learning_rate(step: int, config: TowerStageConfig) -> float:
-    """Linear warm-up, then a cosine to a hundredth."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
-    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
-
-
 def draw_batch(scenes: Scenes, config: TowerStageConfig, step: int) -> Scenes:
     """The batch of a step depends on nothing but seed and step, so a resumed run sees what an unbroken one sees."""
     rng = np.random.default_rng([config.seed, step])
@@ -242,86 +223,29 @@ def draw_batch(scenes: Scenes, config: TowerStageConfig, step: int) -> Scenes:
     return scenes.take(rows).mirrored(torch.from_numpy(rng.random(config.batch_size) < 0.5))
 
 
-def save_atomically(path: Path, state: dict) -> None:
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
-
-
 def train_tower(config: TowerStageConfig) -> dict[str, float]:
     """Run or resume the stage; writes tower.safetensors, config.json, metrics.json to `out` and returns the scores."""
-    from accelerate import Accelerator
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    # 1. Parts
     torch.manual_seed(config.seed)
-    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     tower = build_tower(config.vision, pretrained=False).requires_grad_(True).to(memory_format=torch.channels_last)
     reader = TokenReader(dim=tower.dim, shapes=len(config.shapes), colours=len(config.colours), sizes=len(config.radii))
-    both = nn.ModuleDict({"tower": tower, "reader": reader})
     grid, radii = reader_grid(config.vision, tower), list(config.radii.values())
-    optimizer = torch.optim.AdamW(
-        both.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True
-    )
-    both, optimizer = accelerator.prepare(both, optimizer)
-
-    # 2. Data, and where we were
     scenes, held_out = load_scenes(config.scenes, config), load_scenes(config.held_out, config)
-    checkpoint, start = out / "checkpoint.pt", 0
-    if checkpoint.is_file():
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        both.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        start = saved["step"]
 
-    # 3. Steps
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    metrics = MetricsLog(out, step=start)
-    with Progress(*columns, TimeRemainingColumn()) as progress:
-        task = progress.add_task("tower", total=config.max_steps, completed=start)
-        began = time.monotonic()
-        for step in range(start, config.max_steps):
-            batch = draw_batch(scenes, config, step)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, config)
-            # The fused attention's backward in bf16 is several times slower than plain matrix products on a CPU.
-            with accelerator.autocast(), sdpa_kernel(SDPBackend.MATH):
-                features, _ = tower(normalised(batch.pixels, tower))
-                losses = reading_losses(reader(features), batch, grid=grid, radii=radii)
-                loss = sum(losses.values())
-                accelerator.backward(loss)
-            accelerator.clip_grad_norm_(both.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            progress.advance(task)
-            last = step + 1 == config.max_steps
-            if (step + 1) % config.log_every_steps == 0 or last:
-                seconds = time.monotonic() - began
-                log = {name: round(value.item(), 5) for name, value in losses.items()}
-                log |= {"loss": loss.item(), "pictures_per_sec": (step + 1 - start) * config.batch_size / seconds}
-                metrics.write("train", step + 1, log)
-                progress.update(task, description=f"tower loss {log['loss']:.3f}")
-            if (step + 1) % config.save_every_steps == 0 or last:
-                scores = held_out_scores(tower, reader, held_out, config)
-                metrics.write("eval/held_out", step + 1, scores)
-                progress.console.print(f"step {step + 1}: " + table(scores))
-                state = {"model": both.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-                save_atomically(checkpoint, state)
+    def losses_of(step: int) -> dict[str, Tensor]:
+        batch = draw_batch(scenes, config, step)
+        features, _ = tower(normalised(batch.pixels, tower))
+        return reading_losses(reader(features), batch, grid=grid, radii=radii)
 
-    metrics.close()
+    def scores_of() -> dict[str, float]:
+        return held_out_scores(tower, reader, held_out, config)
 
-    # 4. Result: weights are stored in half precision, and scored as stored
-    tower.half().float()
-    scores = held_out_scores(tower, reader, held_out, config)
-    export_tower(tower, out, scores)
+    both = nn.ModuleDict({"tower": tower, "reader": reader})
+    run_steps(config, both, name="tower", losses_of=losses_of, scores_of=scores_of)
+    tower.half().float()  # weights are stored in half precision, and scored as stored
+    export_tower(tower, out, scores := scores_of())
     return scores
-
-
-def table(scores: dict[str, float]) -> str:
-    return "  ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())
 
 
 def export_tower(tower: VisionTower, out: Path, scores: dict[str, float]) -> None:

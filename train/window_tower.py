@@ -9,8 +9,6 @@ colour before, its first place, what happened to it last and how long ago; and o
 its shape and colour. A share of the windows begins with frames of another clip, as when a picture is changed.
 """
 
-import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +20,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmspeech.config import ConfigError, StrictModel, VisionConfig, read_mapping
+from mmspeech.config import ConfigError, VisionConfig, read_mapping
 from mmspeech.vision.encoder import VisionTower, build_tower
 from mmspeech.vision.image import to_pixels
 from mmspeech.vision.memory import onset_of
 from mmspeech.vision.video import Video
 from train.command import run_stage
-from train.metrics import MetricsLog
-from train.optim import set_learning_rate
-from train.tower import export_tower, learning_rate, reader_grid, save_atomically, table
+from train.steps import StepsConfig, run_steps, table
+from train.tower import export_tower, reader_grid
 
 MAX_OBJECTS = 8
 WAYS = ("left", "right", "up", "down")
@@ -39,7 +36,7 @@ AGO_SEC = (1.0, 3.0)  # what happened last: just now, a little ago, longer ago
 PLACES = 9
 
 
-class WindowStageConfig(StrictModel):
+class WindowStageConfig(StepsConfig):
     """Settings of the window stage. `clips` and `held_out`: folders; `tower`: the weights that know pictures.
 
     `cut_share`: of windows that begin with frames of another clip. `max_clips` 0: all of them.
@@ -49,19 +46,10 @@ class WindowStageConfig(StrictModel):
     tower: str
     clips: str
     held_out: str
-    out: str
     shapes: list[str]
     colours: list[str]
     max_clips: int = Field(0, ge=0)
     cut_share: float = Field(0.2, ge=0, le=1)
-    batch_size: int = Field(128, gt=0)
-    max_steps: int = Field(2000, gt=0)
-    learning_rate: float = Field(1.5e-3, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    warmup_steps: int = Field(100, ge=0)
-    save_every_steps: int = Field(200, gt=0)
-    log_every_steps: int = Field(20, gt=0)
-    seed: int = 0
 
 
 @dataclass
@@ -226,20 +214,19 @@ def window_losses(
     return losses
 
 
-def draw_windows(clips: Clips, tower: VisionTower, config: WindowStageConfig, step: int) -> tuple[Tensor, Tensor]:
-    """The windows of a step, frames [B, F] long, and the newest frame of each [B]; they depend on seed and step alone.
+def draw_windows(clips: Clips, tower: VisionTower, config: WindowStageConfig, step: int) -> Tensor:
+    """The windows of a step, frames [B, F] long, the newest last; they depend on seed and step alone.
 
     A clip begins at any moment between two slots; with `cut_share` another one's end is seen before it.
     """
     rng = np.random.default_rng([config.seed, step])
     drawn = [_draw_window(clips, tower, rng, cut=rng.random() < config.cut_share) for _ in range(config.batch_size)]
-    windows = torch.stack(drawn)
-    return windows, windows[:, -1]
+    return torch.stack(drawn)
 
 
 def _draw_window(clips: Clips, tower: VisionTower, rng: np.random.Generator, *, cut: bool) -> Tensor:
     clip = int(rng.integers(len(clips.count)))
-    newest = int(rng.integers(int(clips.count[clip])))
+    newest = int(rng.integers(int(clips.count[clip]), size=2).max())  # late frames have more to tell
     shown = int(clips.first[clip]) + np.arange(newest + 1)
     if cut:
         other = int(rng.integers(len(clips.count)))
@@ -297,78 +284,33 @@ def _whole_tower(config: WindowStageConfig) -> VisionTower:
 
 def train_window(config: WindowStageConfig) -> dict[str, float]:
     """Run or resume the stage; writes tower.safetensors, config.json, metrics.json to `out` and returns the scores."""
-    from accelerate import Accelerator
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    # 1. Parts
     torch.manual_seed(config.seed)
-    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     tower, questions = _whole_tower(config), questions_of(config)
     reader = WindowReader(dim=config.vision.tower_dim, questions=questions)
     grid = reader_grid(config.vision, tower)
+    held_out, clips = load_clips(config.held_out, tower, config), load_clips(config.clips, tower, config)
+
+    def losses_of(step: int) -> dict[str, Tensor]:
+        windows = draw_windows(clips, tower, config, step)
+        known = {name: value[windows[:, -1]] for name, value in clips.known.items()}
+        read = reader(tower.model.window(clips.frames[windows]))
+        return window_losses(read, known, questions, grid=grid)
+
+    def scores_of() -> dict[str, float]:
+        return held_out_scores(tower, reader, held_out, questions, grid=grid)
+
     both = nn.ModuleDict({"window": tower.model.window, "reader": reader})
-    optimizer = torch.optim.AdamW(
-        both.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True
-    )
-
-    # 2. Data, and where we were
-    held_out = load_clips(config.held_out, tower, config)
-    clips = load_clips(config.clips, tower, config)
-    checkpoint, start = out / "checkpoint.pt", 0
-    if checkpoint.is_file():
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        both.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        start = saved["step"]
-
-    # 3. Steps
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    metrics = MetricsLog(out, step=start)
-    with Progress(*columns, TimeRemainingColumn()) as progress:
-        task = progress.add_task("window", total=config.max_steps, completed=start)
-        began = time.monotonic()
-        for step in range(start, config.max_steps):
-            windows, newest = draw_windows(clips, tower, config, step)
-            known = {name: value[newest] for name, value in clips.known.items()}
-            set_learning_rate(optimizer, learning_rate(step, config))
-            # The fused attention's backward in bf16 is several times slower than plain matrix products on a CPU.
-            with accelerator.autocast(), sdpa_kernel(SDPBackend.MATH):
-                read = reader(tower.model.window(clips.frames[windows]))
-                losses = window_losses(read, known, questions, grid=grid)
-            loss = sum(losses.values())
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-            optimizer.step()
-            progress.advance(task)
-            last = step + 1 == config.max_steps
-            if (step + 1) % config.log_every_steps == 0 or last:
-                seconds = time.monotonic() - began
-                log = {name: round(value.item(), 5) for name, value in losses.items()}
-                log |= {"loss": loss.item(), "windows_per_sec": (step + 1 - start) * config.batch_size / seconds}
-                metrics.write("train", step + 1, log)
-                progress.update(task, description=f"window loss {log['loss']:.3f}")
-            if (step + 1) % config.save_every_steps == 0 or last:
-                scores = held_out_scores(tower, reader, held_out, questions, grid=grid)
-                metrics.write("eval/held_out", step + 1, scores)
-                progress.console.print(f"step {step + 1}: " + table(scores))
-                state = {"model": both.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-                save_atomically(checkpoint, state)
-    metrics.close()
-
-    # 4. Result: weights are stored in half precision, and scored as stored
-    tower.half().float()
-    scores = held_out_scores(tower, reader, held_out, questions, grid=grid)
-    export_tower(tower, out, scores)
+    run_steps(config, both, name="window", losses_of=losses_of, scores_of=scores_of)
+    tower.half().float()  # weights are stored in half precision, and scored as stored
+    export_tower(tower, out, scores := scores_of())
     return scores
 
 
 def main() -> None:
     scores = run_stage(__doc__.splitlines()[0], WindowStageConfig, train_window)
-    print("held out: " + json.dumps({name: round(value, 4) for name, value in scores.items()}))
+    print("held out: " + table(scores))
 
 
 if __name__ == "__main__":

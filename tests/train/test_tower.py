@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from mmspeech.config import ConfigError, VisionConfig
 from mmspeech.vision.encoder import build_tower
+from train import steps
 from train import tower as stage
 
 SHAPES, COLOURS, RADII = ["circle", "square"], ["red", "blue"], {"small": 0.09, "large": 0.15}
@@ -70,7 +71,7 @@ def test_mirroring_moves_picture_and_objects(tmp_path, scenes_dir):
 
 def test_a_resumed_run_is_the_unbroken_one(tmp_path, scenes_dir, monkeypatch):
     stage.train_tower(config(tmp_path, out=str(tmp_path / "whole")))
-    save = stage.save_atomically
+    save = steps.save_atomically
 
     def save_and_die(path, state):
         save(path, state)
@@ -78,7 +79,7 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path, scenes_dir, monkeypatch):
 
     broken = config(tmp_path, out=str(tmp_path / "broken"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stage, "save_atomically", save_and_die)
+        patch.setattr(steps, "save_atomically", save_and_die)
         stage.train_tower(broken)
     scores = stage.train_tower(broken)
     whole, resumed = (load_file(tmp_path / run / "tower.safetensors") for run in ("whole", "broken"))
