@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -77,34 +77,43 @@ class FeatureCache:
 
     def __init__(self, tower: "VisionTower", *, size: int):
         self.tower, self.size = tower, size
-        self._known: dict[str, Any] = {}
+        self._known: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     @torch.no_grad()
     def fill(self, batch: Batch) -> None:
         """Set `batch.features` [P, S, Dv] (and features_mask) from memory, or from the tower.
 
-        One picture at a time, so that features do not depend on the company a picture happened to have.
+        One picture or window at a time, so that features do not depend on the company a picture happened to have.
         """
         if batch.pixels is None:
             return
-        places = range(len(batch.pixels)) if batch.windows is None else batch.windows.tolist()
-        found = [self._features(batch, place) for place in places]
+        found = self._pictures(batch) if batch.windows is None else self._windows(batch)
         batch.features = torch.cat([features for features, _ in found])
         masks = [mask for _, mask in found]
         batch.features_mask = None if masks[0] is None else torch.cat(masks)
 
-    def _features(self, batch: Batch, place: int | list[int]) -> tuple[Tensor, Tensor | None]:
-        """Of a picture of the batch, or of a window: the places of its pictures."""
-        if isinstance(place, int):
-            return self._once(batch.picture_keys[place], lambda: self.tower(batch.pixels[place][None]))
-        key = " ".join(batch.picture_keys[i] for i in place)
-        return self._once(key, lambda: self.tower.see_windows(torch.cat([self._frame(batch, i) for i in place])[None]))
+    def _pictures(self, batch: Batch) -> list[tuple[Tensor, Tensor | None]]:
+        return [
+            self._once(key, lambda place=place: self.tower(batch.pixels[place][None]))
+            for place, key in enumerate(batch.picture_keys)
+        ]
 
-    def _frame(self, batch: Batch, place: int) -> Tensor:
-        pixels = batch.pixels[place][None]
-        return self._once(batch.picture_keys[place] + " alone", lambda: self.tower.see_frames(pixels))
+    def _windows(self, batch: Batch) -> list[tuple[Tensor, Tensor | None]]:
+        frames: dict[int, Tensor] = {}  # a frame is in many windows of its call, and looked at once
 
-    def _once(self, key: str, make: Callable[[], Any]) -> Any:
+        def window(places: list[int]) -> tuple[Tensor, Tensor | None]:
+            for place in places:
+                if place not in frames:
+                    frames[place] = self.tower.see_frames(batch.pixels[place][None])
+            return self.tower.see_windows(torch.stack([frames[place] for place in places], dim=1))
+
+        windows = batch.windows.tolist()
+        keys = [" ".join(batch.picture_keys[place] for place in places) for places in windows]
+        return [
+            self._once(key, lambda places=places: window(places)) for key, places in zip(keys, windows, strict=True)
+        ]
+
+    def _once(self, key: str, make: Callable[[], tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
         if key in self._known:
             return self._known[key]
         made = make()
