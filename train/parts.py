@@ -1,6 +1,5 @@
 """Puts together what a run trains: from a checkpoint, or fresh from a model configuration."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,7 +72,11 @@ class Objective(nn.Module):
 
 
 class FeatureCache:
-    """Remembers what the frozen tower makes of a picture or window, by the content; at most `size` of them."""
+    """Remembers what the frozen tower makes of a picture or window, by the content; at most `size` of them.
+
+    Towers that look at each frame before they look at windows are asked anew: a frame is in many windows, so that a
+    batch of them costs little more than its frames, and windows hardly come again.
+    """
 
     def __init__(self, tower: "VisionTower", *, size: int):
         self.tower, self.size = tower, size
@@ -83,43 +86,29 @@ class FeatureCache:
     def fill(self, batch: Batch) -> None:
         """Set `batch.features` [P, S, Dv] (and features_mask) from memory, or from the tower.
 
-        One picture or window at a time, so that features do not depend on the company a picture happened to have.
+        What is remembered is made by itself, so that features do not depend on the company a picture happened to have.
         """
         if batch.pixels is None:
             return
-        found = self._pictures(batch) if batch.windows is None else self._windows(batch)
+        if self.tower.joins_frames:
+            frames = self.tower.see_frames(batch.pixels)
+            batch.features, batch.features_mask = self.tower.see_windows(frames[batch.windows])
+            return
+        places = range(len(batch.pixels)) if batch.windows is None else batch.windows.tolist()
+        found = [self._features(batch, place) for place in places]
         batch.features = torch.cat([features for features, _ in found])
         masks = [mask for _, mask in found]
         batch.features_mask = None if masks[0] is None else torch.cat(masks)
 
-    def _pictures(self, batch: Batch) -> list[tuple[Tensor, Tensor | None]]:
-        return [
-            self._once(key, lambda place=place: self.tower(batch.pixels[place][None]))
-            for place, key in enumerate(batch.picture_keys)
-        ]
-
-    def _windows(self, batch: Batch) -> list[tuple[Tensor, Tensor | None]]:
-        frames: dict[int, Tensor] = {}  # a frame is in many windows of its call, and looked at once
-
-        def window(places: list[int]) -> tuple[Tensor, Tensor | None]:
-            for place in places:
-                if place not in frames:
-                    frames[place] = self.tower.see_frames(batch.pixels[place][None])
-            return self.tower.see_windows(torch.stack([frames[place] for place in places], dim=1))
-
-        windows = batch.windows.tolist()
-        keys = [" ".join(batch.picture_keys[place] for place in places) for places in windows]
-        return [
-            self._once(key, lambda places=places: window(places)) for key, places in zip(keys, windows, strict=True)
-        ]
-
-    def _once(self, key: str, make: Callable[[], tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
-        if key in self._known:
-            return self._known[key]
-        made = make()
-        if len(self._known) < self.size:
-            self._known[key] = made
-        return made
+    def _features(self, batch: Batch, place: int | list[int]) -> tuple[Tensor, Tensor | None]:
+        """Of a picture of the batch, or of a window: the places of its pictures."""
+        key = " ".join(batch.picture_keys[i] for i in ([place] if isinstance(place, int) else place))
+        if key not in self._known:
+            found = self.tower(batch.pixels[place][None])
+            if len(self._known) >= self.size:
+                return found
+            self._known[key] = found
+        return self._known[key]
 
 
 def build_origin(config: TrainConfig, device: torch.device) -> Origin:

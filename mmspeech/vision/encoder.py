@@ -70,6 +70,11 @@ class VisionTower(nn.Module):
             return self.see_windows(frames[:, None].expand(-1, self.window.frames, *frames.shape[1:]))
         return self.see_windows(state.push(frames, onset_frames, rows, window=self.window))
 
+    @property
+    def joins_frames(self) -> bool:
+        """Whether each frame is looked at by itself before windows of them are."""
+        return self._join is not None
+
     def see_frames(self, pixels: Tensor) -> Tensor:
         """What a window holds of each frame [P, 3, H, W]: its tokens [P, S, D], or, where the encoder takes windows
         whole, the pixels themselves."""
