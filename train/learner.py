@@ -76,7 +76,8 @@ class Learner:
         """The batch on this process's device, with what the tower makes of its pictures."""
         batch = to_device(batch, self.accelerator.device)
         if self.features is not None:
-            self.features.fill(batch)
+            with self.accelerator.autocast():
+                self.features.fill(batch)
         return batch
 
     def step(self, feed: Iterator[Fed], *, number: int, rate: float) -> StepOut:
