@@ -53,7 +53,11 @@ def test_the_first_screen_is_two_commands():
     assert "pip install uv && uv run pytest" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
-ANSWERS = {"examples/what_colour.wav": "red", "examples/where_now.wav": "right", "examples/which_way.wav": "moves right"}
+ANSWERS = {
+    "examples/what_colour.wav": "red",
+    "examples/where_now.wav": "on the right",
+    "examples/which_way.wav": "moves right",
+}
 
 
 @pytest.mark.skipif(not EMBEDDED.is_file(), reason="no embedded model in this checkout")
