@@ -88,7 +88,7 @@ def test_a_live_clip_is_what_training_lays_out(clip_bundle, visuals):
 
     stills = laid.pixels.clone()
     stills[:] = stills[0]
-    assert (offline(clip_bundle, lay_like(laid, stills), codes) - found).abs().max() > 1e-2
+    assert (offline(clip_bundle, lay_like(laid, stills), codes) - found).abs().max() > 2e-3  # 20 times the tolerance
     changed = 5
     onset = int(laid.onset_frames[changed])
     other = laid.pixels.clone()
