@@ -148,11 +148,13 @@ def facts(
     size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
     num_facts: Annotated[int, typer.Option(min=1, help="Sentences about each, at most.")] = 4,
     clip_share: Annotated[float, typer.Option(min=0, max=1, help="Clips among them.")] = 0.0,
+    commentary_share: Annotated[float, typer.Option(min=0, max=1, help="Of the clips: told as they happen.")] = 0.2,
 ) -> None:
     """Write pictures and clips with sentences that are true of them, without sound: a shard set."""
     from data_prep.facts import FactsSettings, make_facts
 
-    values = {"seed": seed, "split": split, "size_px": size_px, "num_facts": num_facts, "clips": clip_share}
+    values = {"seed": seed, "split": split, "size_px": size_px, "num_facts": num_facts}
+    values |= {"clips": clip_share, "commentary": commentary_share}
     info = make_facts(out, parse_config(FactsSettings, values, source="facts"), codec_dir=codec, count=count)
     typer.echo(f"{out}: {info.calls} calls, {info.frames} frames, {info.pictures} pictures")
 

@@ -12,34 +12,39 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from data_prep.dialogue import pick, visual_turn
+from data_prep.clips import COMMENTARY_APART_SEC
+from data_prep.dialogue import Turn, pick, visual_turn
 from data_prep.encode import codec_stamp
 from data_prep.film import film
-from data_prep.happenings import random_clip
-from data_prep.motion import SEEN_FPS
-from data_prep.motion_dialogue import TimedTurn, clip_turns
+from data_prep.happenings import KINDS, random_clip
+from data_prep.motion import SEEN_FPS, Clip, seen_sec
+from data_prep.motion_dialogue import EVENT_KINDS, TimedTurn, clip_turns, commentary
 from data_prep.render import render_png
 from data_prep.scenes import item_rng
+from data_prep.speak import Timing
 from data_prep.world import random_scene
 from mmspeech.checkpoint import load_codec
 from mmspeech.config import StrictModel
 from mmspeech.data.shards import ShardSetInfo, write_shards
-from mmspeech.frames import frames_to_seconds
+from mmspeech.frames import frames_to_seconds, seconds_to_frames
 from mmspeech.types import Sample, Visual, Word
 
-WORD_FRAMES = (1, 3)  # how long a word lasts; spoken ones take about four
-GAP_FRAMES = (1, 4)  # between sentences
+WORD_FRAMES = (1, 2)  # how long a word lasts; spoken ones take about four
+GAP_FRAMES = (1, 2)  # between sentences
+QUIET_FRAMES = (4, 16)  # after the last comment
+EVEN = dict.fromkeys(KINDS, 1 / len(KINDS))  # what is rare in clips takes as long to learn as what is not
 
 
 class FactsSettings(StrictModel):
     """What decides on the calls. `num_facts`: different sentences about a picture or clip, at most; `clips`: their
-    share of all calls."""
+    share of all calls, `commentary` that of the clips that are told as they happen."""
 
     seed: int = Field(0, ge=0)
     split: str = "train"
     size_px: int = 96
     num_facts: int = Field(4, ge=1)
     clips: float = Field(0.0, ge=0, le=1)
+    commentary: float = Field(0.2, ge=0, le=1)
 
 
 def make_facts(out: Path, settings: FactsSettings, *, codec_dir: Path, count: int) -> ShardSetInfo:
@@ -75,25 +80,52 @@ def _of_scene(rng: np.random.Generator, settings: FactsSettings) -> Made:
 
 
 def _of_clip(rng: np.random.Generator, settings: FactsSettings) -> Made:
-    """The call begins in the middle of the clip, when something has become true."""
+    return _told(rng, settings) if rng.random() < settings.commentary else _known(rng, settings)
+
+
+def _known(rng: np.random.Generator, settings: FactsSettings) -> Made:
+    """What is true of a clip; the call begins in its middle, when something has become true."""
     turns: list[TimedTurn] = []
     while not turns:
-        clip = random_clip(rng, split=settings.split)
-        turns = list(clip_turns(clip, rng, tries=8 * settings.num_facts))
+        clip = random_clip(rng, split=settings.split, shares=EVEN)
+        turns = list(clip_turns(clip, rng, tries=12 * settings.num_facts))
     begin_sec = pick(rng, turns).earliest_sec
     told: list[str] = []
 
     def next_one(now_sec: float) -> str | None:
         clip_sec = begin_sec + now_sec
-        true = [turn.turn.answer for turn in turns if turn.earliest_sec <= clip_sec <= turn.latest_sec]
-        new = [answer for answer in true if answer not in told]
+        true = [turn.turn for turn in turns if turn.earliest_sec <= clip_sec <= turn.latest_sec]
+        new = [turn for turn in true if turn.answer not in told]
         if not new or len(told) == settings.num_facts:
             return None
-        told.append(pick(rng, new))
+        kind = pick(rng, sorted({_kind(turn) for turn in new}))
+        told.append(pick(rng, [turn.answer for turn in new if _kind(turn) == kind]))
         return told[-1]
 
-    visual = Visual(film(clip, size_px=settings.size_px), round(-begin_sec, 3), "clip", SEEN_FPS)
-    return _lay_out(next_one, rng), visual
+    return _lay_out(next_one, rng), _shown(clip, -begin_sec, settings)
+
+
+def _kind(turn: Turn) -> str:
+    """All that is there is one kind beside those of what has happened."""
+    return turn.kind if turn.kind in EVENT_KINDS else "there"
+
+
+def _told(rng: np.random.Generator, settings: FactsSettings) -> Made:
+    """A clip with what is said of its events, each soon after it can be seen."""
+    clip = random_clip(rng, split=settings.split, apart_sec=COMMENTARY_APART_SEC, shares=EVEN)
+    turn = commentary(clip, rng)
+    begin_sec = rng.uniform(0.0, max(0.0, turn.latest_sec))
+    words, now_frames = _say(turn.turn.answer, 1 + int(rng.integers(*GAP_FRAMES, endpoint=True)), rng)
+    for comment in turn.comments:
+        react_sec = seen_sec(comment.event_sec) - begin_sec + rng.uniform(*Timing().reaction_sec)
+        said, now_frames = _say(comment.text, max(now_frames + 1, seconds_to_frames(react_sec, round_up=True)), rng)
+        words += said
+    quiet_frames = int(rng.integers(*QUIET_FRAMES, endpoint=True))
+    return (words, now_frames + quiet_frames), _shown(clip, -begin_sec, settings)
+
+
+def _shown(clip: Clip, start_sec: float, settings: FactsSettings) -> Visual:
+    return Visual(film(clip, size_px=settings.size_px), round(start_sec, 3), "clip", SEEN_FPS)
 
 
 def _lay_out(next_one: Callable[[float], str | None], rng: np.random.Generator) -> tuple[list[Word], int]:
@@ -101,9 +133,16 @@ def _lay_out(next_one: Callable[[float], str | None], rng: np.random.Generator) 
     words, and the frames they take."""
     words, now_frames = [], 1 + int(rng.integers(*GAP_FRAMES, endpoint=True))
     while (sentence := next_one(frames_to_seconds(now_frames))) is not None:
-        pace = int(rng.integers(*WORD_FRAMES, endpoint=True))
-        for text in sentence.split():
-            words.append(Word(text, frames_to_seconds(now_frames), frames_to_seconds(now_frames + pace)))
-            now_frames += pace
+        said, now_frames = _say(sentence, now_frames, rng)
+        words += said
         now_frames += int(rng.integers(*GAP_FRAMES, endpoint=True))
     return words, now_frames + 1
+
+
+def _say(sentence: str, now_frames: int, rng: np.random.Generator) -> tuple[list[Word], int]:
+    """Its words from a frame on, and the frame after them."""
+    words, pace = [], int(rng.integers(*WORD_FRAMES, endpoint=True))
+    for text in sentence.split():
+        words.append(Word(text, frames_to_seconds(now_frames), frames_to_seconds(now_frames + pace)))
+        now_frames += pace
+    return words, now_frames

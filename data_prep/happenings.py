@@ -1,6 +1,6 @@
 """Clips drawn at random: a scene, and one to three things that happen in it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -26,33 +26,40 @@ from data_prep.world import Scene, any_scene, check_split, colours_on, random_co
 
 # The times of a clip are those of the frames of its file.
 _STEP_SEC = 0.1
-_SHARES = {
+SHARES = {
     "move": 0.34, "appear": 0.12, "vanish": 0.1, "recolour": 0.1, "grow": 0.07, "shrink": 0.06, "cross": 0.1,
     "blink": 0.11,
 }  # fmt: skip
 _COUNT_SHARES = (0.4, 0.4, 0.2)  # of clips with one, two and three events
 _TRIES = 12  # for an event of a kind
-KINDS = tuple(_SHARES)
+KINDS = tuple(SHARES)
 
 
-def random_clip(rng: np.random.Generator, *, split: str, apart_sec: tuple[float, float] = (0.8, 1.8)) -> Clip:
+def random_clip(
+    rng: np.random.Generator,
+    *,
+    split: str,
+    apart_sec: tuple[float, float] = (0.8, 1.8),
+    shares: Mapping[str, float] = SHARES,
+) -> Clip:
     """Draw a clip that belongs to `split` (see Clip.split): drawn again until it does. Raises ConfigError.
 
-    apart_sec: the least and the greatest time from the end of an event to the beginning of the next.
+    apart_sec: the least and the greatest time from the end of an event to the beginning of the next. shares: of each of
+    KINDS among the events that are tried; not every event fits every scene.
     """
     check_split(split)
     while True:
-        clip = _any_clip(rng, apart_sec)
+        clip = _any_clip(rng, apart_sec, shares)
         if clip is not None and clip.split == split:
             return clip
 
 
-def _any_clip(rng: np.random.Generator, apart_sec: tuple[float, float]) -> Clip | None:
+def _any_clip(rng: np.random.Generator, apart_sec: tuple[float, float], shares: Mapping[str, float]) -> Clip | None:
     """One attempt: None where things would not fit."""
     clip, start = None, any_scene(rng)
     start_sec = _on_grid(rng.uniform(2 * REST_SEC, 2.0))
     for _ in range(int(rng.choice(3, p=_COUNT_SHARES)) + 1):
-        longer = _with_another(rng, start, clip, start_sec)
+        longer = _with_another(rng, start, clip, start_sec, shares)
         if longer is None:
             break
         clip, start_sec = longer, _on_grid(longer.events[-1].over_sec + rng.uniform(*apart_sec))
@@ -63,11 +70,13 @@ def _any_clip(rng: np.random.Generator, apart_sec: tuple[float, float]) -> Clip 
     return clip.model_copy(update={"duration_sec": duration_sec})
 
 
-def _with_another(rng: np.random.Generator, start: Scene, clip: Clip | None, start_sec: float) -> Clip | None:
+def _with_another(
+    rng: np.random.Generator, start: Scene, clip: Clip | None, start_sec: float, shares: Mapping[str, float]
+) -> Clip | None:
     """The clip with one more event; None where none fits. It is as long as a clip can be."""
     objects = tuple(start.objects) if clip is None else clip.rests[-1]
     events = () if clip is None else clip.events
-    make = _MAKERS[KINDS[int(rng.choice(len(KINDS), p=list(_SHARES.values())))]]
+    make = _MAKERS[KINDS[int(rng.choice(len(KINDS), p=[shares[kind] for kind in KINDS]))]]
     for _ in range(_TRIES):
         try:
             event = make(rng, objects, start_sec, start.background.tone)

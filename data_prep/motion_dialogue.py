@@ -1,6 +1,7 @@
 """What is asked and said about clips, with the true answers and the times at which they are true.
 
-As in data_prep/dialogue.py an answer says again what was asked before it tells what is seen.
+As in data_prep/dialogue.py an answer says again what was asked before it tells what is seen: its first words tell
+what kind of thing comes.
 """
 
 import math
@@ -199,26 +200,26 @@ def _what_moved(clip: Clip, rng) -> TimedTurn | None:
     if len(moves) != 1 or isinstance(moves[0][1], Cross):
         return None
     number, event = moves[0]
-    answer, answers = sentence(event, clip.rests[number])
-    turn = form_turn(rng, "what_moved", WHAT_MOVED, answer, (clip.rests[number][event.object].name,))
+    name = clip.rests[number][event.object].name
+    turn = form_turn(rng, "what_moved", WHAT_MOVED, f"what moved is the {name}", (name,))
     return TimedTurn(turn, seen_sec(event.over_sec))
 
 
 def _appeared(clip: Clip, rng) -> TimedTurn | None:
-    return _came_or_went(clip, rng, Appear, "appeared", APPEARED)
+    if len(found := _of_kind(clip, Appear)) != 1:
+        return None
+    event = found[0][1]
+    name = event.thing.name
+    turn = form_turn(rng, "appeared", APPEARED, articles(f"what appeared is a {name}"), (name,))
+    return TimedTurn(turn, seen_sec(event.over_sec), event.over_sec + JUST_SEC)
 
 
 def _vanished(clip: Clip, rng) -> TimedTurn | None:
-    return _came_or_went(clip, rng, Vanish, "vanished", VANISHED)
-
-
-def _came_or_went(clip: Clip, rng, kind: type, name: str, forms: tuple[str, ...]) -> TimedTurn | None:
-    found = _of_kind(clip, kind)
-    if len(found) != 1:
+    if len(found := _of_kind(clip, Vanish)) != 1:
         return None
     number, event = found[0]
-    item = event.thing if isinstance(event, Appear) else clip.rests[number][event.object]
-    turn = form_turn(rng, name, forms, sentence(event, clip.rests[number])[0], (item.name,))
+    name = clip.rests[number][event.object].name
+    turn = form_turn(rng, "vanished", VANISHED, f"what vanished is the {name}", (name,))
     return TimedTurn(turn, seen_sec(event.over_sec), event.over_sec + JUST_SEC)
 
 
@@ -255,7 +256,7 @@ def _where_first(clip: Clip, rng) -> TimedTurn | None:
     index, event = pick(rng, moved)
     item = clip.start.objects[index]
     place, name = PLACE_NAMES[item.row][item.column], f"the {pick(rng, names[index])}"
-    turn = form_turn(rng, "where_first", WHERE_FIRST, f"{name} was {place}", (place,), name=name)
+    turn = form_turn(rng, "where_first", WHERE_FIRST, f"at first {name} was {place}", (place,), name=name)
     return TimedTurn(turn, seen_sec(event.over_sec))
 
 
@@ -272,7 +273,7 @@ def _happened(clip: Clip, rng) -> TimedTurn | None:
     event = clip.events[number]
     answer, answers = sentence(event, clip.rests[number])
     latest_sec = min(event.over_sec + JUST_SEC, _before_next(clip, number))
-    turn = form_turn(rng, "happened", HAPPENED, answer, answers)
+    turn = form_turn(rng, "happened", HAPPENED, f"just now {answer}", answers)
     return TimedTurn(turn, seen_sec(event.over_sec), latest_sec)
 
 
@@ -295,6 +296,13 @@ GROUPS: dict[str, tuple[tuple[Maker, float], ...]] = {
     "present": ((_now, 2.4),),
     "past": ((_colour_before, 1.6), (_where_first, 1.0)),
 }
+
+
+# What is asked of what has happened; all other turns of `clip_turns` are about what is there.
+EVENT_KINDS = frozenset((
+    "which_way", "did_move", "what_moved", "appeared", "vanished", "grew", "how_often", "happened", "colour_before",
+    "where_first",
+))  # fmt: skip
 
 
 def clip_turns(

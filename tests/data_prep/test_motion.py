@@ -19,8 +19,8 @@ SAID = {
     "colour_before": re.compile(r"(?P<name>.+) was (?P<colour>\w+)"),
     "how_often": re.compile(r"(?P<name>.+) blinks (?P<count>zero|one|two|three) times?"),
     "grew": re.compile(r"(?P<name>.+) (?P<how>grows|shrinks)"),
-    "appeared": re.compile(r"an? (?P<colour>\w+) (?P<shape>\w+) appears"),
-    "vanished": re.compile(r"the (?P<colour>\w+) (?P<shape>\w+) vanishes"),
+    "appeared": re.compile(r"what appeared is an? (?P<colour>\w+) (?P<shape>\w+)"),
+    "vanished": re.compile(r"what vanished is the (?P<colour>\w+) (?P<shape>\w+)"),
 }
 
 

@@ -8,15 +8,17 @@ import pytest
 import torch
 from voices import needs_speech
 
+from data_prep.clips import COMMENTARY_APART_SEC
 from data_prep.dialogue import REFUSAL, SMALL_TALK, blind_dialogue, visual_dialogue, visual_turn
 from data_prep.encode import codec_stamp
-from data_prep.facts import FactsSettings, make_facts
+from data_prep.facts import EVEN, FactsSettings, make_facts
 from data_prep.film import film
 from data_prep.happenings import random_clip
 from data_prep.motion_dialogue import clip_turns, commentary
 from data_prep.mouth import LEAD_SEC, Mouth
 from data_prep.remix import RemixSettings, make_remix
 from data_prep.scenes import item_rng
+from data_prep.speak import COMMENT_WITHIN_SEC
 from data_prep.world import random_scene
 from mmspeech.checkpoint import load_codec
 from mmspeech.config import ConfigError
@@ -41,7 +43,7 @@ def voiced_call(number: int) -> Sample:
         make = blind_dialogue if number % 4 == 0 else visual_dialogue
         turns = make(random_scene(rng, split="train"), rng, num_turns=5)
     else:
-        turns = [timed.turn for timed in clip_turns(random_clip(rng, split="train"), rng, tries=9)]
+        turns = [timed.turn for timed in clip_turns(random_clip(rng, split="train"), rng, tries=7)]
         turns.append(commentary(random_clip(rng, split="train"), rng).turn)
     for turn in turns:
         record = turn.record() | {"interrupted": False}
@@ -174,7 +176,7 @@ def test_after_a_swap_the_second_picture_is_asked_about(voiced, tmp_path):
 
 
 def test_written_sentences_are_true_when_they_stand_there(tmp_path):
-    settings = FactsSettings(seed=1, clips=0.7, num_facts=3)
+    settings = FactsSettings(seed=1, clips=0.7, num_facts=3, commentary=0.0)
     make_facts(tmp_path / "out", settings, codec_dir=CODEC, count=12)
     calls = ShardSet(tmp_path / "out")
     kinds = {calls[index].visuals[0].kind for index in range(len(calls))}
@@ -188,10 +190,31 @@ def test_written_sentences_are_true_when_they_stand_there(tmp_path):
             scene = random_scene(rng, split="train")
             truths = {visual_turn(scene, np.random.default_rng(seed)).answer for seed in range(3000)}
         else:
-            clip = random_clip(rng, split="train")
+            rng.random()
+            clip = random_clip(rng, split="train", shares=EVEN)
             truths = {timed.turn.answer for timed in clip_turns(clip, np.random.default_rng(0), tries=4000)}
             assert call.visuals[0].start_sec < 0
         assert any(text.startswith(truth) for truth in truths) and any(text.endswith(truth) for truth in truths)
+
+
+def test_what_happens_is_told_soon_after_it_can_be_seen(tmp_path):
+    settings = FactsSettings(seed=2, clips=1.0, commentary=1.0)
+    make_facts(tmp_path / "out", settings, codec_dir=CODEC, count=8)
+    calls = ShardSet(tmp_path / "out")
+    for index in range(len(calls)):
+        call = calls[index]
+        rng = item_rng(2, "train", int(call.id), "facts")
+        rng.random(), rng.random()
+        clip = random_clip(rng, split="train", apart_sec=COMMENTARY_APART_SEC, shares=EVEN)
+        told = commentary(clip, rng)
+        first, *rest = call.words
+        assert first.text == told.turn.answer
+        for comment in told.comments:
+            words, rest = rest[: len(comment.text.split())], rest[len(comment.text.split()) :]
+            assert " ".join(word.text for word in words) == comment.text
+            late_sec = words[0].start_sec - call.visuals[0].start_sec - comment.event_sec
+            assert 0.3 <= late_sec <= COMMENT_WITHIN_SEC
+        assert not rest
 
 
 def test_the_same_seed_makes_the_same_calls(voiced, tmp_path):
