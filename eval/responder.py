@@ -78,7 +78,7 @@ class ModelResponder:
             for index, row in enumerate(rows):
                 piece = None if result.out is None else reader.piece(int(result.out.text_ids[index]))
                 gate = 0.0 if result.out is None else float(result.out.gate[index])
-                row.take(result.wave[index], piece=piece, gate=gate, start_sec=result.start_sec)
+                row.take(result.wave[index], piece=piece, gate=gate, start_sec=result.start_sec[index])
         return [row.reply() for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""The command line: `mmspeech talk | info | doctor | merge | convert | verify | bench | config | estimate`.
+"""The command line: `mmspeech demo | serve | talk | info | doctor | merge | convert | verify | bench | ...`.
 
 Only options stand here. What a command does is in mmspeech/commands/, imported when it is called: help is quick.
 """
@@ -150,6 +150,11 @@ def bench(
     long: Annotated[bool, typer.Option("--long", help="A call that lasts, shown pictures all the time.")] = False,
     minutes: Annotated[int, typer.Option(min=3, help="How long the long call is.")] = 60,
     fps: Annotated[float, typer.Option(min=0.01, max=100, help="Of clip or long call: pictures a second.")] = 2.0,
+    calls: Annotated[int | None, typer.Option(min=1, help="So many callers at once, over real sockets.")] = None,
+    find_max: Annotated[
+        bool, typer.Option("--find-max", help="More and more callers, until they are too many.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(min=5, help="How long each of those callers talks.")] = 20.0,
     out: Annotated[Path | None, typer.Option(help="Write the numbers as JSON here.")] = None,
     device: Device = "cpu",
     tensor_parallel: TensorParallel = 1,
@@ -161,6 +166,11 @@ def bench(
 
             run_bench_video(video, fps=fps, out=out)
             return
+        if calls is not None or find_max:
+            from mmspeech.commands.bench_calls import run_bench_calls
+
+            run_bench_calls(model, calls=calls or 1, seconds=seconds, find_max=find_max, out=out)
+            return
         if long:
             from mmspeech.commands.bench_long import run_bench_long
 
@@ -169,6 +179,57 @@ def bench(
         from mmspeech.commands.bench import run_bench
 
         run_bench(model, num_frames=frames, out=out, device=device, tensor_parallel=tensor_parallel)
+
+
+@app.command()
+def demo(
+    model: Model = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8998,
+    places: Annotated[int, typer.Option(min=1, help="Calls at once.")] = 4,
+    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
+    device: Device = "cpu",
+) -> None:
+    """Talk to the model in a browser, on this machine."""
+    with _reported():
+        from mmspeech.commands.serve import run_server
+        from mmspeech.serve.settings import ServeConfig
+
+        run_server(
+            model, ServeConfig(places=places), host="127.0.0.1", port=port, device=device, tls=None, certificate=None,
+            key=None, open_page=open_page,
+        )  # fmt: skip
+
+
+@app.command()
+def serve(
+    model: Model = None,
+    host: Annotated[str, typer.Option(help="0.0.0.0 for all of the network: then with TLS and a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8998,
+    places: Annotated[int, typer.Option(min=1, help="Calls at once.")] = 8,
+    queue: Annotated[int, typer.Option(min=0, help="Callers who may wait for a place.")] = 32,
+    token: Annotated[str | None, typer.Option(envvar="MMSPEECH_TOKEN", help="What callers must know.")] = None,
+    origin: Annotated[list[str] | None, typer.Option(help="A page of another site that may call; * for all.")] = None,
+    tls: Annotated[bool | None, typer.Option("--tls/--no-tls", help="Default: TLS beyond this machine.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="PEM; without one, one is made.")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM of the certificate's key.")] = None,
+    call_sec: Annotated[float, typer.Option(min=1, help="How long a call may last.")] = 1800.0,
+    per_address: Annotated[int, typer.Option(min=1, help="Calls at once from one address.")] = 8,
+    record: Annotated[Path | None, typer.Option(help="Keep calls in this folder; the page says so.")] = None,
+    device: Device = "cpu",
+) -> None:
+    """The same for deployment: many calls in one batch, with limits, /health, /ready and /metrics."""
+    with _reported():
+        from mmspeech.commands.serve import run_server
+        from mmspeech.serve.settings import ServeConfig
+
+        config = ServeConfig(
+            places=places, queue=queue, token=token, origins=tuple(origin or ()), call_sec=call_sec,
+            per_address=per_address, record=record,
+        )  # fmt: skip
+        run_server(
+            model, config, host=host, port=port, device=device, tls=tls, certificate=certificate, key=key,
+            open_page=False,
+        )  # fmt: skip
 
 
 @app.command()

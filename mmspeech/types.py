@@ -28,6 +28,12 @@ class VisualContext:
 
     NEVER = torch.iinfo(torch.int64).max
 
+    def first(self, count: int) -> "VisualContext":
+        """The same memory, of the first `count` rows only."""
+        keys, values = (tuple(tensor[:count] for tensor in pair) for pair in (self.keys, self.values))
+        times = (self.onset_frames, self.until_frames, self.stamp_frames)
+        return VisualContext(keys, values, *(time if time is None else time[:count] for time in times), self.at_once)
+
 
 @dataclass
 class Visual:

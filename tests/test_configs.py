@@ -22,6 +22,7 @@ from mmspeech.config import (
 ROOT = Path(__file__).resolve().parent.parent
 OWN = ("model", "codec", "train")
 LAUNCHES = ("accelerate", "deepspeed", "slurm")  # read by others, and run in tests/train/test_launches.py
+SERVING = ("serve",)  # read by Docker
 CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name in OWN]
 MOSHIVIS_ADAPTERS = 206_184_448
 
@@ -58,7 +59,7 @@ def train_class(path: Path):
 
 
 def test_every_folder_has_a_reader():
-    assert {path.name for path in (ROOT / "configs").iterdir()} == {*OWN, *LAUNCHES}
+    assert {path.name for path in (ROOT / "configs").iterdir()} == {*OWN, *LAUNCHES, *SERVING}
 
 
 @pytest.mark.parametrize("path", of_folder("model"), ids=lambda p: p.stem)

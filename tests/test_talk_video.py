@@ -29,7 +29,7 @@ def shown(monkeypatch):
     seen, see = [], Session.see
 
     def spy(session, picture, at_sec=None):
-        seen.append((session._calls.steps, number_in(picture), at_sec))
+        seen.append((session._calls.generator.steps[0], number_in(picture), at_sec))
         see(session, picture, at_sec)
 
     monkeypatch.setattr(Session, "see", spy)

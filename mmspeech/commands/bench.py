@@ -141,7 +141,7 @@ def _timed_frame(calls: CallBatch, pcm: Tensor) -> tuple[dict[str, float], Frame
     """One frame of a call: seconds of the whole and of each part, and what the model gave."""
     codes, encode_sec = _timed(lambda: calls.listen(pcm), calls.device)
     out, think_sec = _timed(lambda: calls.think(codes), calls.device)
-    _, decode_sec = _timed(lambda: calls.speak(out), calls.device)
+    _, decode_sec = _timed(lambda: calls.speak(out, calls.batch_size), calls.device)
     values = (encode_sec + think_sec + decode_sec, encode_sec, think_sec, decode_sec)
     return dict(zip(_PARTS, values, strict=True)), out
 

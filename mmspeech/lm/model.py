@@ -105,7 +105,7 @@ class VisionSpeechModel(nn.Module):
         return self.projector(features, mask)
 
     def generator(
-        self, batch_size: int, *, sampling: GenerationConfig, seed: int | Sequence[int] = 0
+        self, batch_size: int, *, sampling: GenerationConfig | Sequence[GenerationConfig], seed: int | Sequence[int] = 0
     ) -> FrameGenerator:
         """Frame by frame generation for `batch_size` calls in lockstep."""
         return FrameGenerator(self.lm, batch_size, sampling, seed)

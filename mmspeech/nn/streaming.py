@@ -42,6 +42,10 @@ class State:
             else:
                 tensor[rows.to(tensor.device)] = value
 
+    def first(self, count: int) -> Self:
+        """The same memory, of the first `count` rows only: what is written there is written here."""
+        return type(self)(**{spec.name: _first(getattr(self, spec.name), count) for spec in fields(self)})
+
     def clone(self) -> Self:
         """An independent copy of the whole tree."""
         changes = {}
@@ -57,4 +61,14 @@ def _clone(value):
         return value.clone()
     if isinstance(value, list | tuple):
         return type(value)(_clone(child) for child in value)
+    return value
+
+
+def _first(value, count: int):
+    if isinstance(value, Tensor):
+        return value[:count]
+    if isinstance(value, State):
+        return value.first(count)
+    if isinstance(value, list | tuple):
+        return type(value)(_first(child, count) for child in value)
     return value

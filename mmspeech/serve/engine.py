@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmspeech.config import GenerationConfig
 from mmspeech.frames import FRAME_RATE_HZ, FRAME_SAMPLES, samples_to_seconds
+from mmspeech.nn.streaming import State
 from mmspeech.serve.eyes import FrameCounts, FrameInbox, check_sight, look
 from mmspeech.types import FrameOut
 
@@ -21,24 +22,34 @@ _SMALL_PARAMETERS = 100_000_000
 
 @dataclass
 class CallOut:
-    """What one 80 ms step of B calls gives.
+    """What one 80 ms step of n calls gives.
 
-    wave: [B, 1920] float32, to be played now. out: the model frame in it, or None in the first steps, while the
-    delayed streams fill (the wave is silence then). start_sec: when, on the clock of the call, the sound of that
-    model frame begins; it counts the delays of the streams and of the codec's decoder.
+    wave: [n, 1920] float32, to be played now. out: the model frames in it, or None while the delayed streams of all of
+    them fill; until a call has a frame its wave is silence. start_sec: of each call, when the sound of its model frame
+    begins on the clock of the call; it counts the delays of the streams and of the codec's decoder. frames: the number
+    of that model frame (negative: none yet).
     """
 
     wave: Tensor
     out: FrameOut | None
-    start_sec: float
+    start_sec: list[float]
+    frames: list[int]
+
+
+@dataclass
+class CodecRows(State):
+    """What the codec is in the middle of, for B calls."""
+
+    encoder: State
+    decoder: State
 
 
 class CallBatch:
-    """B calls that began together. Step it with 1920 samples of every caller; `see` and `show` give them pictures at
-    any time.
+    """B places for calls that go on together. Step it with 1920 samples of every caller; `see` and `show` give them
+    pictures at any time. All begin at once; `begin` puts a new call in the place of one.
 
     `sampling` None takes the checkpoint's own. `seed` is one number or one per call; the same seed and input give the
-    same call on the same machine.
+    same call on the same machine, whoever else is there.
     """
 
     def __init__(
@@ -54,12 +65,26 @@ class CallBatch:
         self.device = next(bundle.model.lm.parameters()).device
         sampling = bundle.config.generation if sampling is None else sampling
         self.generator = bundle.model.generator(batch_size, sampling=sampling, seed=seed)
-        self.encoder_state = bundle.codec.init_encoder_state(batch_size)
-        self.decoder_state = bundle.codec.init_decoder_state(batch_size)
-        self.steps = 0
+        codec = bundle.codec
+        self.codec_rows = CodecRows(codec.init_encoder_state(batch_size), codec.init_decoder_state(batch_size))
+        self._first_codec_rows = {batch_size: self.codec_rows}
         self._inboxes = [FrameInbox() for _ in range(batch_size)]
         tower = bundle.model.tower
         self._window = None if tower is None else tower.init_state(batch_size)
+
+    def begin(self, row: int, *, sampling: GenerationConfig | None = None, seed: int = 0) -> None:
+        """A new call in place `row`: nothing of the one before is left. `sampling` None: the checkpoint's own."""
+        chosen = torch.zeros(self.batch_size, dtype=torch.bool)
+        chosen[row] = True
+        sampling = self.bundle.config.generation if sampling is None else sampling
+        sampler = self.generator.sampler
+        seeds, samplings = list(sampler.seeds), list(sampler.settings)
+        seeds[row], samplings[row] = seed, sampling
+        self.generator.reset(chosen, seeds=seeds, samplings=samplings)
+        self.codec_rows.reset(chosen)
+        if self._window is not None:
+            self._window.reset(chosen)
+        self._inboxes[row] = FrameInbox()
 
     @property
     def frame_counts(self) -> list[FrameCounts]:
@@ -102,53 +127,68 @@ class CallBatch:
             self._window.reset(forgetting.to(self.device))
 
     def step(self, pcm: Tensor) -> CallOut:
-        """Advance by one frame. pcm: [B, 1920] float at 24 kHz, what the callers said in these 80 ms."""
+        """Advance by one frame. pcm: [n, 1920] float at 24 kHz, what the callers said in these 80 ms; with n < B the
+        first n calls go on, and those behind them stay as they are."""
         out = self.think(self.listen(pcm))
-        return CallOut(self.speak(out), out, self.last_start_sec)
+        rows = range(len(pcm))
+        starts_sec, frames = [self.start_sec(row) for row in rows], [self.generator.frame_of(row) for row in rows]
+        return CallOut(self.speak(out, len(pcm)), out, starts_sec, frames)
 
     @torch.no_grad()
     def listen(self, pcm: Tensor) -> Tensor:
-        """pcm [B, 1920] -> the callers' codes [B, K]."""
-        if pcm.shape != (self.batch_size, FRAME_SAMPLES):
-            raise ValueError(f"expected pcm [{self.batch_size}, {FRAME_SAMPLES}], got {list(pcm.shape)}")
-        return self.bundle.codec.encode(pcm[:, None].to(self.device), state=self.encoder_state)[:, :, 0]
+        """pcm [n, 1920] -> the callers' codes [n, K]."""
+        if not 0 < len(pcm) <= self.batch_size or pcm.shape[1:] != (FRAME_SAMPLES,):
+            raise ValueError(f"expected pcm [{self.batch_size}, {FRAME_SAMPLES}] or fewer rows, got {list(pcm.shape)}")
+        state = self._first(len(pcm)).encoder
+        return self.bundle.codec.encode(pcm[:, None].to(self.device), state=state)[:, :, 0]
 
     @torch.no_grad()
     def think(self, codes: Tensor) -> FrameOut | None:
-        """The callers' codes [B, K] -> the model's next frame, None while the delayed streams fill."""
-        self._look()
-        self.steps += 1
+        """The callers' codes [n, K] -> the model's next frames, None while all delayed streams fill."""
+        self._look(len(codes))
         return self.generator.step(codes)
 
-    def _look(self) -> None:
-        """Take in the pictures whose time has come."""
-        taken = {row: inbox.take(step=self.generator.steps[row]) for row, inbox in enumerate(self._inboxes)}
+    def _look(self, count: int) -> None:
+        """Take in the pictures of the first calls whose time has come."""
+        steps = self.generator.steps
+        taken = {row: inbox.take(step=steps[row]) for row, inbox in enumerate(self._inboxes[:count])}
         due = {row: picture for row, picture in taken.items() if picture is not None}
         if due:
-            steps = [self.generator.steps[row] for row in due]
-            seen = look(self.bundle, list(due.values()), rows=list(due), steps=steps, state=self._window)
+            at_steps = [steps[row] for row in due]
+            seen = look(self.bundle, list(due.values()), rows=list(due), steps=at_steps, state=self._window)
             self.generator.show(seen, list(due))
 
     @torch.no_grad()
-    def speak(self, out: FrameOut | None) -> Tensor:
-        """The model's frame -> wave [B, 1920] on the CPU."""
+    def speak(self, out: FrameOut | None, count: int) -> Tensor:
+        """The model's frames of the first `count` calls -> wave [count, 1920] on the CPU."""
         if out is None:
-            return torch.zeros(self.batch_size, FRAME_SAMPLES)
-        wave = self.bundle.codec.decode(out.codes[:, :, None], state=self.decoder_state)
-        return wave[:, 0].float().cpu()
+            return torch.zeros(count, FRAME_SAMPLES)
+        wave = self.bundle.codec.decode(out.codes.clamp(min=0)[:, :, None], state=self._first(count).decoder)
+        wave = wave[:, 0].float().cpu()
+        silent = [row for row in range(count) if self.generator.frame_of(row) < 0]
+        if silent:
+            # Their decoders have heard nothing yet.
+            waiting = torch.zeros(self.batch_size, dtype=torch.bool)
+            waiting[silent] = True
+            self.codec_rows.decoder.reset(waiting)
+            wave[silent] = 0.0
+        return wave
+
+    def _first(self, count: int) -> CodecRows:
+        if count not in self._first_codec_rows:
+            self._first_codec_rows[count] = self.codec_rows.first(count)
+        return self._first_codec_rows[count]
 
     def state_tensors(self) -> list[Tensor]:
         """All that the calls remember between steps: of codec and speech LM, and what is seen."""
-        states = [self.encoder_state, self.decoder_state, *self.generator.states]
+        states = [self.codec_rows, *self.generator.states]
         states += [] if self._window is None else [self._window]
-        own = [self.generator.window, self.generator.gates, self.generator.noise]
-        return own + [tensor for state in states for tensor in state.tensors()]
+        return [self.generator.sampler.noise] + [tensor for state in states for tensor in state.tensors()]
 
-    @property
-    def last_start_sec(self) -> float:
-        """When the sound of the frame given by the latest step begins, on the clock of the call."""
+    def start_sec(self, row: int) -> float:
+        """When the sound of the frame given by the latest step of a call begins, on the clock of the call."""
         delay_sec = samples_to_seconds(self.bundle.codec.decoder_delay_samples)
-        return (self.steps - 1) / FRAME_RATE_HZ + delay_sec
+        return (self.generator.steps[row] - 1) / FRAME_RATE_HZ + delay_sec
 
 
 def settle_threads(model: nn.Module, *, num_processes: int = 1) -> None:

@@ -75,12 +75,18 @@ class SplitGenerator(FrameGenerator):
     """A FrameGenerator on rank 0 whose every call the other ranks repeat."""
 
     def __init__(
-        self, lm: DuplexLM, batch_size: int, sampling: GenerationConfig, seed: int | Sequence[int], *, lead: Lead
+        self,
+        lm: DuplexLM,
+        batch_size: int,
+        sampling: GenerationConfig | Sequence[GenerationConfig],
+        seed: int | Sequence[int],
+        *,
+        lead: Lead,
     ):
         self._lead: Lead | None = None  # nobody follows yet
         super().__init__(lm, batch_size, sampling, seed, agree=lead.agree)
         self.key = lead.new_key()
-        lead.tell("open", self.key, batch_size, self.sampling.model_dump(), self.seeds)
+        lead.tell("open", self.key, batch_size, _plain(self.sampler.settings), self.sampler.seeds)
         lead.key_of(self, self.key)
         self._lead = lead
 
@@ -101,15 +107,25 @@ class SplitGenerator(FrameGenerator):
             self._lead.tell("forget", self.key, rows)
         super().forget(rows)
 
-    def reset(self, rows: Tensor | None = None, *, seeds: Sequence[int] | None = None) -> None:
+    def reset(
+        self,
+        rows: Tensor | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        samplings: Sequence[GenerationConfig] | None = None,
+    ) -> None:
         if self._lead is not None:
-            self._lead.tell("reset", self.key, rows, seeds)
-        super().reset(rows, seeds=seeds)
+            self._lead.tell("reset", self.key, rows, seeds, None if samplings is None else _plain(samplings))
+        super().reset(rows, seeds=seeds, samplings=samplings)
 
     def step(self, user_codes: Tensor, *, text_ids: Tensor | None = None) -> FrameOut | None:
         self._lead.tell("step", self.key, user_codes, text_ids)
         with self._lead.together():
             return super().step(user_codes, text_ids=text_ids)
+
+
+def _plain(samplings: Sequence[GenerationConfig]) -> list[dict[str, Any]]:
+    return [sampling.model_dump() for sampling in samplings]
 
 
 class SplitModel(nn.Module):
@@ -139,7 +155,7 @@ class SplitModel(nn.Module):
         return context
 
     def generator(
-        self, batch_size: int, *, sampling: GenerationConfig, seed: int | Sequence[int] = 0
+        self, batch_size: int, *, sampling: GenerationConfig | Sequence[GenerationConfig], seed: int | Sequence[int] = 0
     ) -> SplitGenerator:
         """As VisionSpeechModel.generator."""
         return SplitGenerator(self.lm, batch_size, sampling, seed, lead=self._lead)
@@ -169,8 +185,8 @@ class Follower:
     def _look(self, key: int, features: Tensor, onset_frames: Tensor, mask: Tensor | None) -> None:
         self.things[key] = self.model.see(features, onset_frames, mask)
 
-    def _open(self, key: int, batch_size: int, sampling: dict[str, Any], seeds: list[int]) -> None:
-        options = GenerationConfig.model_validate(sampling)
+    def _open(self, key: int, batch_size: int, samplings: list[dict[str, Any]], seeds: list[int]) -> None:
+        options = [GenerationConfig.model_validate(sampling) for sampling in samplings]
         self.things[key] = FrameGenerator(self.model.lm, batch_size, options, seeds, agree=self.ranks.agree)
 
     def _see(self, key: int, context: int | None) -> None:
@@ -182,8 +198,11 @@ class Follower:
     def _forget(self, key: int, rows: Tensor | None) -> None:
         self.things[key].forget(rows)
 
-    def _reset(self, key: int, rows: Tensor | None, seeds: Sequence[int] | None) -> None:
-        self.things[key].reset(rows, seeds=seeds)
+    def _reset(
+        self, key: int, rows: Tensor | None, seeds: Sequence[int] | None, samplings: list[dict[str, Any]] | None
+    ) -> None:
+        options = None if samplings is None else [GenerationConfig.model_validate(sampling) for sampling in samplings]
+        self.things[key].reset(rows, seeds=seeds, samplings=options)
 
     def _step(self, key: int, user_codes: Tensor, text_ids: Tensor | None) -> None:
         self.things[key].step(user_codes, text_ids=text_ids)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmspeech.config import GenerationConfig
 from mmspeech.frames import FRAME_RATE_HZ
-from mmspeech.serve.engine import CallBatch
+from mmspeech.serve.engine import CallBatch, CallOut
 from mmspeech.serve.eyes import FrameCounts
 from mmspeech.vision.image import load_image
 
@@ -25,7 +25,8 @@ class StepOut:
 
     pcm: [1920] float32, to be played now. text: the text piece of the model frame in it, None for silence or padding.
     gate: 0..1, how far the eyes were open when that piece was chosen. frame: index of the model frame (-1 while the
-    delayed streams fill). start_sec: when the sound of that frame begins, on the clock of the call.
+    delayed streams fill). start_sec: when the sound of that frame begins, on the clock of the call. heard: [1920], what
+    the caller said in this step.
     """
 
     pcm: Tensor
@@ -33,6 +34,7 @@ class StepOut:
     gate: float
     frame: int
     start_sec: float
+    heard: Tensor
 
 
 class Session:
@@ -75,11 +77,7 @@ class Session:
 
     def step(self, pcm: Tensor) -> StepOut:
         """Advance by one frame: pcm [1920] float at 24 kHz, what the caller said in these 80 ms."""
-        result = self._calls.step(pcm[None])
-        if result.out is None:
-            return StepOut(result.wave[0], None, 0.0, -1, result.start_sec)
-        text = self._text.piece(int(result.out.text_ids[0]))
-        return StepOut(result.wave[0], text, float(result.out.gate[0]), result.out.frame, result.start_sec)
+        return self._text.step_of(self._calls.step(pcm[None]), 0, heard=pcm)
 
 
 class TextReader:
@@ -87,6 +85,15 @@ class TextReader:
 
     def __init__(self, bundle: "Bundle"):
         self._tokenizer = bundle.tokenizer
+
+    def step_of(self, result: CallOut, row: int, *, heard: Tensor) -> StepOut:
+        """What a step of a batch is to one of its calls, which said `heard` [1920]."""
+        wave, start_sec = result.wave[row], result.start_sec[row]
+        frame = result.frames[row]
+        if result.out is None or frame < 0:
+            return StepOut(wave, None, 0.0, -1, start_sec, heard)
+        text, gate = self.piece(int(result.out.text_ids[row])), float(result.out.gate[row])
+        return StepOut(wave, text, gate, frame, start_sec, heard)
 
     def piece(self, text_id: int) -> str | None:
         """The piece of an id, or None when it is not text."""

@@ -114,7 +114,7 @@ def test_sampling_follows_the_distribution(make_model):
     logits = torch.tensor([[0.0, 1.0, 0.5, -1.0, *[-9.0] * 7]])
     counts = torch.zeros(11)
     for _ in range(2000):
-        generator._draw_noise()
+        generator.sampler.renew(1)
         counts[generator._choose(0, logits)] += 1
     expected = torch.softmax(torch.tensor([0.0, 1.0, 0.5]) / 0.5, dim=0)
     torch.testing.assert_close(counts[:3] / 2000, expected, atol=0.04, rtol=0)
@@ -127,7 +127,7 @@ def test_a_row_starts_over_alone(make_model):
     zero = torch.zeros(2, dtype=torch.long)
     generator, visual = FrameGenerator(model.lm, 2, seed=5), model.see(torch.randn(2, 4, 6), zero)
     generator.see(visual)
-    places = [tensor.data_ptr() for tensor in generator.state.tensors()]
+    places = [tensor.data_ptr() for tensor in generator.rows.tensors()]
     whole = run(generator, heard)
     generator.reset()
     run(generator, heard[..., :5])
@@ -138,7 +138,7 @@ def test_a_row_starts_over_alone(make_model):
     assert torch.equal(rest[1], whole[1])
     generator.reset()
     assert torch.equal(run(generator, heard), whole)
-    assert [tensor.data_ptr() for tensor in generator.state.tensors()] == places
+    assert [tensor.data_ptr() for tensor in generator.rows.tensors()] == places
 
 
 def test_text_can_be_forced(make_model):
