@@ -148,13 +148,16 @@ def bench(
     frames: Annotated[int, typer.Option(min=10, help="Frames to time (12.5 are a second of call).")] = 250,
     video: Annotated[Path | None, typer.Option(help="Time how fast this clip is decoded, and nothing else.")] = None,
     long: Annotated[bool, typer.Option("--long", help="A call that lasts, shown pictures all the time.")] = False,
-    minutes: Annotated[int, typer.Option(min=3, help="How long the long call is.")] = 60,
+    minutes: Annotated[int, typer.Option(min=3, help="How long the long call or the soak is.")] = 60,
     fps: Annotated[float, typer.Option(min=0.01, max=100, help="Of clip or long call: pictures a second.")] = 2.0,
     calls: Annotated[int | None, typer.Option(min=1, help="So many callers at once, over real sockets.")] = None,
     find_max: Annotated[
         bool, typer.Option("--find-max", help="More and more callers, until they are too many.")
     ] = False,
     seconds: Annotated[float, typer.Option(min=5, help="How long each of those callers talks.")] = 20.0,
+    soak: Annotated[
+        bool, typer.Option("--soak", help="For --minutes, at most --calls callers who come and go.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the numbers as JSON here.")] = None,
     device: Device = "cpu",
     tensor_parallel: TensorParallel = 1,
@@ -165,6 +168,11 @@ def bench(
             from mmspeech.commands.bench_video import run_bench_video
 
             run_bench_video(video, fps=fps, out=out)
+            return
+        if soak:
+            from mmspeech.commands.bench_soak import run_bench_soak
+
+            run_bench_soak(model, calls=calls or 4, minutes=minutes, out=out)
             return
         if calls is not None or find_max:
             from mmspeech.commands.bench_calls import run_bench_calls

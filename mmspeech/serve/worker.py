@@ -1,8 +1,9 @@
 """The thread that owns the model: all calls of a machine in one batch, a step for all of them every 80 ms.
 
 A step is taken when every caller's next frame is there. A frame waits for those of others for at most PATIENCE_SEC, and
-not at all once a second one waits behind it: then who is late hears silence for that step. So the steps follow the
-callers' own clocks, calls need not begin at the same time of a frame, and one that stalls holds up nobody.
+not at all once a second one waits behind it: then who is late hears silence for that step, and is not waited for until
+sound comes again. So the steps follow the callers' own clocks, calls need not begin at the same time of a frame, and
+one that stalls holds up nobody.
 """
 
 import logging
@@ -48,6 +49,7 @@ class Worker:
         self._batch = CallBatch(bundle, batch_size=places)
         self._calls: dict[int, Call] = {}
         self._begun: dict[int, Call] = {}  # whose call a row of the batch is
+        self._late: set[int] = set()  # rows that heard silence in the last step, for want of sound
         self._ready = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="mmspeech worker", daemon=True)
@@ -122,10 +124,14 @@ class Worker:
         came = [since for count, since in waiting.values() if count]
         if not came:
             return None
-        active = [count for row, (count, _) in waiting.items() if count or self._begun.get(row) is self._calls[row]]
+        active = [count for row, (count, _) in waiting.items() if count or self._is_expected(row)]
         if min(active) >= 1 or max(active) >= 2:
             return 0
         return max(0.0, min(came) + PATIENCE_SEC - time.monotonic())
+
+    def _is_expected(self, row: int) -> bool:
+        """Whether the next frame of the call there should come now."""
+        return self._begun.get(row) is self._calls[row] and row not in self._late
 
     def _step(self, calls: dict[int, Call]) -> None:
         began = time.monotonic()
@@ -133,11 +139,12 @@ class Worker:
         there = {row: call for row, call in calls.items() if heard[row] is not None or self._begun.get(row) is call}
         if not there:
             return
+        self._late = {row for row in there if heard[row] is None}
         count = max(there) + 1
         pcm = np.zeros((count, FRAME_SAMPLES), np.float32)
         for row, call in there.items():
             self._prepare(row, call)
-            if heard[row] is None:
+            if row in self._late:
                 call.counts.starved += 1
             else:
                 pcm[row] = heard[row]

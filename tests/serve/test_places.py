@@ -2,12 +2,15 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from mmspeech.config import GenerationConfig
+from mmspeech.serve.call import Call
 from mmspeech.serve.engine import CallBatch
+from mmspeech.serve.worker import PATIENCE_SEC, Worker
 
 GREEDY = GenerationConfig(text_temperature=0.0, audio_temperature=0.0)
 LOOSE = GenerationConfig(text_temperature=0.9, text_top_k=5, audio_temperature=0.7, audio_top_k=12)
@@ -101,3 +104,24 @@ def test_places_behind_the_first_stay_as_they_are(small_bundle):
     assert all(torch.equal(one[2:], two[2:]) for one, two in zip(before, after, strict=True))
     assert any(not torch.equal(one[:2], two[:2]) for one, two in zip(before, after, strict=True))
     assert calls.generator.steps == [2, 2, 1]
+
+
+def test_one_that_stalls_is_waited_for_once(small_bundle):
+    worker = Worker(small_bundle, places=2)
+    here, stalled = (Call(deliver=lambda step: None, seed=seed) for seed in (1, 2))
+    for call in (here, stalled):
+        worker.open(call)
+        call.feed(np.zeros(1920, np.float32))
+    worker._step(dict(worker._calls))
+    here.feed(np.zeros(1920, np.float32))
+    assert 0 < worker._wait_sec() <= PATIENCE_SEC
+    worker._step(dict(worker._calls))
+    assert (here.counts.starved, stalled.counts.starved) == (0, 1)
+    here.feed(np.zeros(1920, np.float32))
+    assert worker._wait_sec() == 0
+    worker._step(dict(worker._calls))
+    for call in (here, stalled):
+        call.feed(np.zeros(1920, np.float32))
+    worker._step(dict(worker._calls))
+    here.feed(np.zeros(1920, np.float32))
+    assert worker._wait_sec() > 0  # it is back
