@@ -139,6 +139,20 @@ def remix(
 
 
 @app.command()
+def features(
+    data: Annotated[Path, typer.Option(help="Shard set whose pictures and clips are looked at.")],
+    out: OutDir,
+    model: Annotated[str | None, typer.Option(help="Checkpoint whose tower looks (default: the embedded one).")] = None,
+    shard: Shard = "0/1",
+) -> None:
+    """Keep what a frozen tower makes of the pictures and clips of a shard set; training reads it (data.features)."""
+    from data_prep.features import make_features
+
+    written, failed = make_features(data, model, out, shard=shard_of(shard))
+    typer.echo(f"{out}: {written} features written; {failed} calls could not be read")
+
+
+@app.command()
 def facts(
     codec: Annotated[Path, typer.Option(help="Codec or checkpoint directory: whose calls the set goes with.")],
     out: OutDir,

@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mmspeech.data.features import FeatureShards
 from mmspeech.flops import ModelFlops, Work
+from train.features import FeatureCache
 from train.feed import Fed, Position
 from train.guards import SpikeGuard, memory_explained
 from train.lora import gather_together
 from train.machine import attention, is_sharded
 from train.optim import build_optimizer, set_learning_rate
-from train.parts import FeatureCache, Objective, Origin, lower_frozen, to_device
+from train.parts import Objective, Origin, lower_frozen, to_device
 from train.settings import TrainConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from mmspeech.types import Batch
+    from mmspeech.vision.encoder import VisionTower
 
 
 @dataclass
@@ -58,8 +61,13 @@ class Learner:
         self.trained_numbers = sum(math.prod(shapes[name]) for name in trainable)
         self.flops = ModelFlops(origin.config.lm, shapes, trainable)
         self.guard = SpikeGuard(config.guards)
-        size = config.data.cached_pictures
-        self.features = None if origin.tower is None else FeatureCache(origin.tower, size=size)
+        self.features = None if origin.tower is None else self._feature_cache(origin.tower, config)
+
+    @staticmethod
+    def _feature_cache(tower: "VisionTower", config: TrainConfig) -> FeatureCache:
+        data = config.data
+        shards = None if data.features is None else FeatureShards(config.at(data.features), tower)
+        return FeatureCache(tower, size=data.cached_pictures, shards=shards)
 
     def wrap(self) -> None:
         """Hand model and optimiser to accelerate; the weights must be in place."""

@@ -71,46 +71,6 @@ class Objective(nn.Module):
         return duplex_loss(self.model, batch, weights=self.weights, generator=generator)
 
 
-class FeatureCache:
-    """Remembers what the frozen tower makes of a picture or window, by the content; at most `size` of them.
-
-    Towers that look at each frame before they look at windows are asked anew: a frame is in many windows, so that a
-    batch of them costs little more than its frames, and windows hardly come again.
-    """
-
-    def __init__(self, tower: "VisionTower", *, size: int):
-        self.tower, self.size = tower, size
-        self._known: dict[str, tuple[Tensor, Tensor | None]] = {}
-
-    @torch.no_grad()
-    def fill(self, batch: Batch) -> None:
-        """Set `batch.features` [P, S, Dv] (and features_mask) from memory, or from the tower.
-
-        What is remembered is made by itself, so that features do not depend on the company a picture happened to have.
-        """
-        if batch.pixels is None:
-            return
-        if self.tower.joins_frames:
-            frames = self.tower.see_frames(batch.pixels)
-            batch.features, batch.features_mask = self.tower.see_windows(frames[batch.windows])
-            return
-        places = range(len(batch.pixels)) if batch.windows is None else batch.windows.tolist()
-        found = [self._features(batch, place) for place in places]
-        batch.features = torch.cat([features for features, _ in found])
-        masks = [mask for _, mask in found]
-        batch.features_mask = None if masks[0] is None else torch.cat(masks)
-
-    def _features(self, batch: Batch, place: int | list[int]) -> tuple[Tensor, Tensor | None]:
-        """Of a picture of the batch, or of a window: the places of its pictures."""
-        key = " ".join(batch.picture_keys[i] for i in ([place] if isinstance(place, int) else place))
-        if key not in self._known:
-            found = self.tower(batch.pixels[place][None])
-            if len(self._known) >= self.size:
-                return found
-            self._known[key] = found
-        return self._known[key]
-
-
 def build_origin(config: TrainConfig, device: torch.device) -> Origin:
     """The model, codec and tokenizer that `config.init` names, codec and tower on `device`; fresh weights are seeded by
     `config.seed`."""

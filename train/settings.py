@@ -45,7 +45,8 @@ class DataConfig(StrictModel):
 
     `batch_frames` bounds the frames of a batch, padding included; `pool_batches` batches are drawn at once and sorted
     by length. `workers` 0 loads in the training process. Calls that cannot be read are left out, counted and named;
-    more than `max_bad_calls` of them end the run (None: never).
+    more than `max_bad_calls` of them end the run (None: never). What the tower makes of pictures is read from
+    `features` (a folder of `data_prep features`) where it is there; of what is not, `cached_pictures` are remembered.
     """
 
     sources: dict[str, SourceConfig] = Field(min_length=1)
@@ -62,6 +63,7 @@ class DataConfig(StrictModel):
     max_bad_calls: int | None = Field(None, ge=0)
     workers: int = Field(0, ge=0)
     cached_pictures: int = Field(1000, ge=0)
+    features: str | None = None
 
 
 class InitConfig(StrictModel):

@@ -11,7 +11,8 @@ from mmspeech.checkpoint import codec_hash, load_model
 from mmspeech.data.shards import CodecStamp, write_shards
 from mmspeech.types import Visual
 from mmspeech.vision.window import windowed
-from train.parts import FeatureCache, build_origin
+from train.features import FeatureCache
+from train.parts import build_origin
 from train.recipe import train
 from train.samples import answer, sample_call
 
