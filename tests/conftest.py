@@ -1,5 +1,6 @@
-"""Options and fixtures of the whole suite. One thread: small tensors are slower on two."""
+"""Options and fixtures of the whole suite. One thread each: small tensors are slower on two."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
