@@ -63,6 +63,7 @@ class Call:
     _wishes: deque = field(default_factory=lambda: deque(maxlen=8))
     _wake: Callable[[], None] = lambda: None
     _first_came: float = 0.0
+    _owed: int = 0  # steps that heard silence in place of a frame that may still come
 
     def feed(self, pcm: np.ndarray) -> None:
         """What the caller said: float samples [N] at 24 kHz, any N. What comes far too early or too late is skipped."""
@@ -92,9 +93,19 @@ class Call:
         with self._lock:
             return len(self._frames), self._first_came
 
+    def starve(self) -> None:
+        """A step has heard silence for want of a frame; should that come late, it is skipped."""
+        self.counts.starved += 1
+        self._owed = min(self._owed + 1, BACKLOG_FRAMES)
+
     def take(self) -> np.ndarray | None:
-        """The next frame [1920]; None when none has come."""
+        """The next frame [1920]; None when none has come. Frames that came too late for their step are skipped once
+        another one waits behind them, so that the delay does not grow."""
         with self._lock:
+            while self._owed and len(self._frames) > 1:
+                self._frames.popleft()
+                self._owed -= 1
+                self.counts.skipped += 1
             if not self._frames:
                 return None
             self._first_came = time.monotonic()

@@ -145,7 +145,7 @@ class Worker:
         for row, call in there.items():
             self._prepare(row, call)
             if row in self._late:
-                call.counts.starved += 1
+                call.starve()
             else:
                 pcm[row] = heard[row]
         sound = torch.from_numpy(pcm)

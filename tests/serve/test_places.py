@@ -125,3 +125,19 @@ def test_one_that_stalls_is_waited_for_once(small_bundle):
     worker._step(dict(worker._calls))
     here.feed(np.zeros(1920, np.float32))
     assert worker._wait_sec() > 0  # it is back
+
+
+def test_a_frame_that_comes_too_late_is_skipped_and_the_delay_does_not_grow(small_bundle):
+    worker = Worker(small_bundle, places=1)
+    call = Call(deliver=lambda step: None, seed=1)
+    worker.open(call)
+    frames = [np.full(1920, value, np.float32) for value in (0.1, 0.2, 0.3, 0.4)]
+    call.feed(frames[0])
+    worker._step(dict(worker._calls))
+    worker._step(dict(worker._calls))  # the second one is late
+    call.feed(frames[1])
+    call.feed(frames[2])
+    assert call.take()[0] == np.float32(0.3) and call.waiting()[0] == 0
+    assert (call.counts.starved, call.counts.skipped) == (1, 1)
+    call.feed(frames[3])
+    assert call.take()[0] == np.float32(0.4) and call.counts.skipped == 1
