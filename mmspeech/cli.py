@@ -26,6 +26,7 @@ TensorParallel = Annotated[
     int,
     typer.Option(min=1, help="Split the speech LM over N processes (DeepSpeed); with cuda, one GPU each."),
 ]
+Processes = Annotated[int, typer.Option(min=1, help="So many share the calls, each with a model: one for a core.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same reply.")]
 
 
@@ -154,6 +155,7 @@ def bench(
     find_max: Annotated[
         bool, typer.Option("--find-max", help="More and more callers, until they are too many.")
     ] = False,
+    processes: Processes = 1,
     seconds: Annotated[float, typer.Option(min=5, help="How long each of those callers talks.")] = 20.0,
     soak: Annotated[
         bool, typer.Option("--soak", help="For --minutes, at most --calls callers who come and go.")
@@ -172,12 +174,12 @@ def bench(
         if soak:
             from mmspeech.commands.bench_soak import run_bench_soak
 
-            run_bench_soak(model, calls=calls or 4, minutes=minutes, out=out)
+            run_bench_soak(model, calls=calls or 4, processes=processes, minutes=minutes, out=out)
             return
         if calls is not None or find_max:
             from mmspeech.commands.bench_calls import run_bench_calls
 
-            run_bench_calls(model, calls=calls or 1, seconds=seconds, find_max=find_max, out=out)
+            run_bench_calls(model, calls=calls or 1, processes=processes, seconds=seconds, find_max=find_max, out=out)
             return
         if long:
             from mmspeech.commands.bench_long import run_bench_long
@@ -203,8 +205,8 @@ def demo(
         from mmspeech.serve.settings import ServeConfig
 
         run_server(
-            model, ServeConfig(places=places), host="127.0.0.1", port=port, device=device, tls=None, certificate=None,
-            key=None, open_page=open_page,
+            model, ServeConfig(places=places), host="127.0.0.1", port=port, device=device, processes=1, tls=None,
+            certificate=None, key=None, open_page=open_page,
         )  # fmt: skip
 
 
@@ -214,6 +216,7 @@ def serve(
     host: Annotated[str, typer.Option(help="0.0.0.0 for all of the network: then with TLS and a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8998,
     places: Annotated[int, typer.Option(min=1, help="Calls at once.")] = 8,
+    processes: Processes = 1,
     queue: Annotated[int, typer.Option(min=0, help="Callers who may wait for a place.")] = 32,
     token: Annotated[str | None, typer.Option(envvar="MMSPEECH_TOKEN", help="What callers must know.")] = None,
     origin: Annotated[list[str] | None, typer.Option(help="A page of another site that may call; * for all.")] = None,
@@ -235,8 +238,8 @@ def serve(
             per_address=per_address, record=record,
         )  # fmt: skip
         run_server(
-            model, config, host=host, port=port, device=device, tls=tls, certificate=certificate, key=key,
-            open_page=False,
+            model, config, host=host, port=port, device=device, processes=processes, tls=tls, certificate=certificate,
+            key=key, open_page=False,
         )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from mmspeech.audio.waveform import write_wav
 from mmspeech.config import CodecConfig, ConfigError, StrictModel, read_mapping
 from mmspeech.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from train.command import run_stage
+from train.machine import fast_precision
 from train.metrics import MetricsLog
 
 PHONE_SLOT_SEC = 0.02
@@ -237,7 +238,7 @@ def train_codec(config: CodecStageConfig) -> Path:
 
     # 1. Parts
     torch.manual_seed(config.seed)
-    accelerator = Accelerator(mixed_precision="bf16")
+    accelerator = Accelerator(mixed_precision=fast_precision(on_cpu=not torch.cuda.is_available()))
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     codec = build_codec(config.codec)

@@ -50,7 +50,8 @@ class Learner:
 
     def __init__(self, accelerator: "Accelerator", origin: Origin, config: TrainConfig, trainable: list[str]):
         self.accelerator, self.origin, self.trainable, self.config = accelerator, origin, trainable, config
-        spare = accelerator.device.type == "cuda" and not is_sharded(accelerator) and config.precision == "bf16"
+        lower = accelerator.mixed_precision == "bf16"
+        spare = accelerator.device.type == "cuda" and not is_sharded(accelerator) and lower
         if {"auto": spare, "no": False, "bf16": True}[config.frozen_precision]:
             lower_frozen(origin.model)
         self.optimizer = build_optimizer(origin.model.to(accelerator.device), config.optim)

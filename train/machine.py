@@ -5,7 +5,7 @@ import gc
 import os
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -46,7 +46,7 @@ def start(config: TrainConfig) -> "Accelerator":
     elif world > 1 and on_cpu:
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     accelerator = Accelerator(
-        mixed_precision=config.precision,
+        mixed_precision=config.precision if config.precision != "auto" else fast_precision(on_cpu=on_cpu),
         cpu=on_cpu and not sharded,
         gradient_accumulation_steps=accumulate,
         deepspeed_plugin=plugin,
@@ -76,6 +76,15 @@ def _problems(config: TrainConfig, world: int) -> list[str]:
     if uses_deepspeed and config.guards.spike is not None and config.guards.spike_action == "skip":
         found.append("guards.spike_action skip: DeepSpeed can not leave an update out; set warn or stop")
     return found
+
+
+def fast_precision(*, on_cpu: bool) -> Literal["bf16", "no"]:
+    """bf16 where the device computes in it. CPUs that only emulate it take sixty times as long as in float32."""
+    if not on_cpu:
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    # Older versions of torch do not tell what a CPU can do.
+    can = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16" if can.get("amx_bf16") or can.get("avx512_bf16") else "no"
 
 
 def is_sharded(accelerator: "Accelerator") -> bool:

@@ -284,7 +284,7 @@ def build_rate(config: TrainConfig, learner: Learner) -> Rate:
     """Counts operations, against the device's peak where that is known."""
     peak = config.peak_tflops
     if peak is None and learner.accelerator.device.type == "cuda":
-        peak = peak_tflops(torch.cuda.get_device_name(), precision=config.precision)
+        peak = peak_tflops(torch.cuda.get_device_name(), precision=learner.accelerator.mixed_precision)
     return Rate(learner.flops, peak_tflops=peak)
 
 

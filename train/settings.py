@@ -170,8 +170,9 @@ class TrainConfig(StrictModel):
     averages; the processes of a launch share them evenly, so that the same steps are taken by any number of processes.
     `recompute_layers`: compute each layer of the temporal transformer twice instead of keeping what it made (less
     memory, a third more time). `compile_layers`: torch.compile for these layers (minutes at the start, faster steps on
-    GPUs). `frozen_precision`: bf16 keeps the matrices that do not learn in bfloat16 only, in memory and in checkpoints;
-    auto does so on GPUs when `precision` is bf16 (under DeepSpeed its own configuration decides). `peak_tflops`: of one
+    GPUs). `precision`: bf16 computes in bfloat16 beside float32 weights; auto does so where the device computes in it.
+    `frozen_precision`: bf16 keeps the matrices that do not learn in bfloat16 only, in memory and in checkpoints;
+    auto does so on GPUs that compute in it, too (under DeepSpeed its own configuration decides). `peak_tflops`: of one
     device, for the model FLOPs utilisation in the log (None: by its name). `device: cuda` refuses to run without one.
     `sample_every_steps`: how often `sample_calls` validation calls are answered for you to hear and see in RUN/samples
     (None: at every evaluation; 0: never). `deepspeed`: a DeepSpeed configuration (configs/deepspeed/), for launches by
@@ -194,7 +195,7 @@ class TrainConfig(StrictModel):
     recompute_layers: bool = False
     compile_layers: bool = False
     frozen_precision: Literal["auto", "no", "bf16"] = "auto"
-    precision: Literal["no", "bf16"] = "bf16"
+    precision: Literal["auto", "no", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     peak_tflops: float | None = Field(None, gt=0)
     log_every_steps: int = Field(10, gt=0)

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmspeech.config import StrictModel
+from train.machine import fast_precision
 from train.metrics import MetricsLog
 from train.optim import set_learning_rate
 
@@ -65,7 +66,7 @@ def run_steps(
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    accelerator, out = Accelerator(mixed_precision="bf16", cpu=True), Path(config.out)
+    accelerator, out = Accelerator(mixed_precision=fast_precision(on_cpu=True), cpu=True), Path(config.out)
     learning = [parameter for parameter in modules.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         learning, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +28,25 @@ _COUNTED = ("starved_frames_total", "skipped_frames_total", "memory_bytes")
 KEPT_SHARE = 0.99  # of the frames must be answered within a frame's time for a number of calls to be held
 
 
-def run_bench_calls(model: str | None, *, calls: int, seconds: float, find_max: bool, out: Path | None) -> None:
-    """Print a table of tick and reply times for `calls` callers; or (`find_max`) for more and more of them until they
-    are too many, all in one process, and then again with a process for each call. Writes JSON."""
+def run_bench_calls(
+    model: str | None, *, calls: int, processes: int, seconds: float, find_max: bool, out: Path | None
+) -> None:
+    """Print a table of tick and reply times for `calls` callers of a server with so many model `processes`; or
+    (`find_max`) for more and more callers until they are too many, and then again with a server for each call. Writes
+    JSON."""
     if out is not None:
         check_output(out, (".json",))
     console = Console()
     if find_max:
-        together, apart = (_find_max(model, seconds, alone=alone, console=console) for alone in (False, True))
+        together = _find_max(lambda count: (1, processes), model, seconds, console)
+        apart = _find_max(lambda count: (count, 1), model, seconds, console)
         rows = [*together, *apart]
         held = [max((row["calls"] for row in found if row["held"]), default=0) for found in (together, apart)]
         within = f"{KEPT_SHARE:.0%} of the steps within {1000 * FRAME_SEC:.0f} ms"
-        console.print(
-            f"one process holds {held[0]} calls, a process for each call {held[1]}; {within}", highlight=False
-        )
+        those = "one model process holds" if processes == 1 else f"{processes} model processes hold"
+        console.print(f"{those} {held[0]} calls, a server for each call {held[1]}; {within}", highlight=False)
     else:
-        rows = [asyncio.run(_measure(model, calls, seconds, processes=1))]
+        rows = [asyncio.run(_measure(model, calls, seconds, servers=1, processes=processes))]
     console.print(_table(rows))
     if out is not None:
         with whole_file(out) as temporary:
@@ -50,25 +54,33 @@ def run_bench_calls(model: str | None, *, calls: int, seconds: float, find_max: 
             temporary.write_text(json.dumps({"how": how, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
-def _find_max(model: str | None, seconds: float, *, alone: bool, console: Console) -> list[dict[str, Any]]:
-    """What was measured for one call, two calls ... up to the first number that is too many."""
-    rows: list[dict[str, Any]] = []
-    while not rows or rows[-1]["held"]:
-        count = len(rows) + 1
-        rows.append(asyncio.run(_measure(model, count, seconds, processes=count if alone else 1)))
-        console.print(_line(rows[-1]), highlight=False)
-    return rows
+def _find_max(
+    shape: Callable[[int], tuple[int, int]], model: str | None, seconds: float, console: Console
+) -> list[dict[str, Any]]:
+    """What was measured for 1, 2, 4 ... calls up to the first number that is too many, and between that and the one
+    before it, until nothing is between. shape: how many servers, with how many model processes, for so many calls."""
+    rows: dict[int, dict[str, Any]] = {}
+    held, count = 0, 1
+    too_many: int | None = None
+    while too_many is None or too_many - held > 1:
+        servers, processes = shape(count)
+        row = asyncio.run(_measure(model, count, seconds, servers=servers, processes=min(processes, count)))
+        rows[count] = row
+        console.print(_line(row), highlight=False)
+        held, too_many = (count, too_many) if row["held"] else (held, count)
+        count = 2 * count if too_many is None else (held + too_many) // 2
+    return [rows[count] for count in sorted(rows)]
 
 
-async def _measure(model: str | None, count: int, seconds: float, *, processes: int) -> dict[str, Any]:
-    """`count` callers of so many servers, which share them equally."""
-    with contextlib.ExitStack() as servers:
-        started = [servers.enter_context(server(model, count // processes)) for _ in range(processes)]
+async def _measure(model: str | None, count: int, seconds: float, *, servers: int, processes: int) -> dict[str, Any]:
+    """`count` callers of so many servers, which share them equally, each with so many model processes."""
+    with contextlib.ExitStack() as stack:
+        started = [stack.enter_context(server(model, count // servers, processes)) for _ in range(servers)]
         notes = Notes()
         async with aiohttp.ClientSession() as http:
             await asyncio.gather(*(until_ready(http, address, process) for address, process in started))
             frames = int(seconds * FRAME_RATE_HZ)
-            lines = (_call_later(http, started[k % processes][0], notes, k, frames) for k in range(count))
+            lines = (_call_later(http, started[k % servers][0], notes, k, frames) for k in range(count))
             await asyncio.gather(*lines)
             await asyncio.sleep(0.5)  # for the calls to end
             states = [await told(http, address) for address, _ in started]
@@ -81,6 +93,7 @@ async def _measure(model: str | None, count: int, seconds: float, *, processes: 
     own_sec = FRAME_SEC + states[0][0]["delay_sec"]
     return {
         "calls": count,
+        "servers": servers,
         "processes": processes,
         "tick_ms": ticks,
         "reply_ms": percentiles_ms(notes.reply_sec),
@@ -104,9 +117,8 @@ async def _call_later(http, address: str, notes: Notes, number: int, frames: int
 
 
 def _line(row: dict[str, Any]) -> str:
-    return f"{row['calls']} calls in {row['processes']} processes: step {row['tick_ms']}, reply {row['reply_ms']}" + (
-        "" if row["held"] else " (too many)"
-    )
+    who = f"{row['calls']} calls, {row['servers']} x {row['processes']} processes"
+    return f"{who}: step {row['tick_ms']}, reply {row['reply_ms']}" + ("" if row["held"] else " (too many)")
 
 
 _COLUMNS = {
@@ -118,9 +130,10 @@ _COLUMNS = {
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("calls", "processes", *_COLUMNS.values(), "starved", "skipped", "MB", caption="times: p50/p95/p99")
+    head = ("calls", "servers", "processes each", *_COLUMNS.values(), "starved", "skipped", "MB")
+    table = Table(*head, caption="times: p50/p95/p99")
     for row in rows:
         times = ("/".join(f"{value:.0f}" for value in row[key].values()) for key in _COLUMNS)
         counts = (f"{row[key]:.0f}" for key in ("starved", "skipped", "memory_mb"))
-        table.add_row(str(row["calls"]), str(row["processes"]), *times, *counts)
+        table.add_row(*(str(row[key]) for key in ("calls", "servers", "processes")), *times, *counts)
     return table

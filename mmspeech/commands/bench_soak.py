@@ -37,11 +37,11 @@ class Diary:
     calls: list[int] = field(default_factory=list)
 
 
-def run_bench_soak(model: str | None, *, calls: int, minutes: float, out: Path | None) -> None:
+def run_bench_soak(model: str | None, *, calls: int, processes: int, minutes: float, out: Path | None) -> None:
     """Print what became of memory, latency and places while up to `calls` callers came and went; writes JSON."""
     if out is not None:
         check_output(out, (".json",))
-    report = asyncio.run(_soak(model, calls, minutes))
+    report = asyncio.run(_soak(model, calls, processes, minutes))
     table = Table("", "after the warm-up", "at the end", title=f"{report['calls_made']} calls in {minutes:g} minutes")
     for name, key in (("memory MB", "memory_mb"), ("reply p50 ms", "reply_p50_ms"), ("reply p99 ms", "reply_p99_ms")):
         table.add_row(name, *(f"{value:.1f}" for value in report[key]))
@@ -57,10 +57,10 @@ def run_bench_soak(model: str | None, *, calls: int, minutes: float, out: Path |
             temporary.write_text(json.dumps(report | {"cpus": os.cpu_count()}, indent=1) + "\n", encoding="utf-8")
 
 
-async def _soak(model: str | None, places: int, minutes: float) -> dict[str, Any]:
+async def _soak(model: str | None, places: int, processes: int, minutes: float) -> dict[str, Any]:
     began, diary = time.monotonic(), Diary()
     until = began + 60 * minutes
-    with server(model, places) as (address, process):
+    with server(model, places, processes) as (address, process):
         async with aiohttp.ClientSession() as http:
             await until_ready(http, address, process)
             watcher = asyncio.create_task(_watch(http, address, diary, until))

@@ -145,12 +145,13 @@ async def _listen(line, asker: Asker, ends: list[float]) -> None:
 
 
 @contextlib.contextmanager
-def server(model: str | None, places: int) -> Iterator[tuple[str, subprocess.Popen]]:
+def server(model: str | None, places: int, processes: int = 1) -> Iterator[tuple[str, subprocess.Popen]]:
     """`mmspeech serve` on a free port of this machine, until the end of the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = ["--port", str(port), "--places", str(places), "--per-address", str(places)]
+    options += ["--processes", str(processes)]
     command = [sys.executable, "-m", "mmspeech.cli", "serve", *options, *([] if model is None else ["--model", model])]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:

@@ -72,7 +72,7 @@ class TrainNeeds(_Needed):
     batches_per_step: int = Field(1, gt=0)
     recompute_layers: bool = False
     frozen_precision: Literal["auto", "no", "bf16"] = "auto"
-    precision: Literal["no", "bf16"] = "bf16"
+    precision: Literal["auto", "no", "bf16"] = "auto"
     peak_tflops: float | None = Field(None, gt=0)
 
 
@@ -133,7 +133,8 @@ def make_plan(needs: TrainNeeds) -> Plan:
     wrapped = [] if lora is None else lora_names(empty, lora.targets)
     draws = {"depth_frames_share": needs.loss.depth_frames_share, "depth_codebooks": needs.loss.depth_codebooks}
     pieces = needs.loss.pieces or enough_pieces(model.lm, frames=needs.data.batch_frames, **draws)
-    lower = {"auto": needs.precision == "bf16", "no": False, "bf16": True}[needs.frozen_precision]
+    precision = half_or_full(needs)
+    lower = {"auto": precision == "bf16", "no": False, "bf16": True}[needs.frozen_precision]
     return Plan(
         model=model,
         trainable=[name for name in trainable if name not in wrapped],
@@ -147,16 +148,21 @@ def make_plan(needs: TrainNeeds) -> Plan:
         lower_frozen=lower,
         cached_pictures=needs.data.cached_pictures,
         recompute=needs.recompute_layers,
-        precision=needs.precision,
+        precision=precision,
         tower_tokens=count_tower_tokens(model),
     )
+
+
+def half_or_full(needs: TrainNeeds) -> Literal["bf16", "no"]:
+    """What a GPU computes in: all that are worth an estimate have bfloat16."""
+    return "no" if needs.precision == "no" else "bf16"
 
 
 def reached_flops(options: EstimateOptions, needs: TrainNeeds) -> tuple[float | None, str]:
     """Operations a second of one process, and where that is known from."""
     peak = options.peak_tflops or needs.peak_tflops
     if peak is None and options.gpu is not None:
-        peak = peak_tflops(options.gpu, precision=needs.precision)
+        peak = peak_tflops(options.gpu, precision=half_or_full(needs))
         if peak is None:
             raise ConfigError(f"--gpu {options.gpu!r}: its peak is not known here; give --peak-tflops")
     if options.run is None:

@@ -6,15 +6,11 @@ import secrets
 import ssl
 import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from mmspeech.config import ConfigError
 from mmspeech.serve.settings import ServeConfig
-
-if TYPE_CHECKING:
-    pass
 
 OWN_CERTIFICATE = Path.home() / ".cache" / "mmspeech" / "tls"
 
@@ -26,6 +22,7 @@ def run_server(
     host: str,
     port: int,
     device: str,
+    processes: int,
     tls: bool | None,
     certificate: Path | None,
     key: Path | None,
@@ -33,13 +30,16 @@ def run_server(
 ) -> None:
     """Serve until SIGINT or SIGTERM; who is on then hears why the call ends.
 
-    Beyond this machine there is always a token, and TLS unless `tls` is false (behind a proxy that has it).
+    `processes` > 1: so many hold the model, and share the places. Beyond this machine there is always a token, and TLS
+    unless `tls` is false (behind a proxy that has it).
     """
     from aiohttp import web
 
     from mmspeech.checkpoint import load_model
     from mmspeech.commands.common import check_device
+    from mmspeech.serve.crew import Crew
     from mmspeech.serve.server import Desk, build_app
+    from mmspeech.serve.worker import Worker
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
@@ -49,9 +49,14 @@ def run_server(
     context = tls_context(tls if tls is not None else exposed or certificate is not None, certificate, key, host=host)
     console = Console(stderr=True)
     with console.status("loading the model"):
-        desk = Desk(load_model(model, device=check_device(device)), config)
+        check_device(device)
+        if processes > 1:
+            worker = Crew(model, places=config.places, processes=processes, device=device)
+        else:
+            worker = Worker(load_model(model, device=device), places=config.places)
+    desk = Desk(worker, config)
     address = page_address(host, port, context is not None, config.token)
-    console.print(f"{desk.bundle.config.name}: {config.places} calls at once. Open {address}", highlight=False)
+    console.print(f"{worker.model.name}: {config.places} calls at once. Open {address}", highlight=False)
     if exposed and context is None:
         console.print("no TLS: browsers give no microphone to pages that come without it", style="yellow")
     app = build_app(desk)

@@ -11,6 +11,7 @@ import numpy as np
 
 from mmspeech.config import GenerationConfig
 from mmspeech.serve.call import Call, CallEnd
+from mmspeech.serve.crew import Crew
 from mmspeech.serve.session import StepOut
 from mmspeech.serve.settings import ServeConfig
 from mmspeech.serve.worker import Worker
@@ -27,7 +28,7 @@ class Line:
 
     def __init__(
         self,
-        worker: Worker,
+        worker: Worker | Crew,
         config: ServeConfig,
         *,
         pool: ThreadPoolExecutor,

@@ -1,5 +1,6 @@
 """What a server counts, in Prometheus' form."""
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
+    from mmspeech.serve.crew import Crew
     from mmspeech.serve.lobby import Lobby
     from mmspeech.serve.worker import Worker
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 class Metrics(Collector):
     """Counters that handlers raise, and numbers of worker and lobby as they are when they are asked for."""
 
-    def __init__(self, worker: "Worker", lobby: "Lobby"):
+    def __init__(self, worker: "Worker | Crew", lobby: "Lobby"):
         self._worker, self._lobby = worker, lobby
         self._registry = CollectorRegistry()
         self.calls = Counter("mmspeech_calls", "Calls that began.", registry=self._registry)
@@ -35,7 +37,8 @@ class Metrics(Collector):
         yield CounterMetricFamily("mmspeech_steps", "Steps of the batch.", value=worker.steps)
         yield CounterMetricFamily("mmspeech_overruns", "Steps longer than a frame.", value=worker.overruns)
         yield CounterMetricFamily("mmspeech_failures", "Failures of the model.", value=worker.failures)
-        yield GaugeMetricFamily("mmspeech_memory_bytes", "Of the whole process.", value=resident_bytes())
+        memory = sum(resident_bytes(process) for process in worker.process_ids)
+        yield GaugeMetricFamily("mmspeech_memory_bytes", "Of all processes.", value=memory)
         steps = GaugeMetricFamily("mmspeech_step_seconds", "Of the last steps.", labels=["quantile"])
         for name, value in step_quantiles(list(worker.step_sec)).items():
             steps.add_metric([name], value)
@@ -54,9 +57,10 @@ def step_quantiles(step_sec: list[float]) -> dict[str, float]:
     return {name: float(value) for name, value in zip(("0.5", "0.95", "0.99"), values, strict=True)}
 
 
-def resident_bytes() -> int:
-    """Memory of this process."""
-    with open("/proc/self/statm", encoding="ascii") as file:
+def resident_bytes(process_id: int) -> int:
+    """Memory of a process of this machine; 0 when it has ended."""
+    with contextlib.suppress(OSError), open(f"/proc/{process_id}/statm", encoding="ascii") as file:
         import resource
 
         return int(file.read().split()[1]) * resource.getpagesize()
+    return 0

@@ -9,7 +9,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import aiohttp
 from aiohttp import web
@@ -40,10 +40,13 @@ class RayConfig(ServeConfig):
 
 
 class Relay:
-    """An ASGI application that passes all it is sent on to the server at `address`."""
+    """An ASGI application that passes all it is sent on to the server of this process, at `address`.
 
-    def __init__(self):
-        self.address = ""
+    Ray sends a copy of the application to each replica, which finds its address here all the same: a class is sent by
+    its name.
+    """
+
+    address: ClassVar[str] = ""
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":  # the replica itself decides on what is started and stopped
@@ -102,22 +105,18 @@ async def _relay_socket(http: aiohttp.ClientSession, url: str, headers: list, re
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-RELAY = Relay()  # of this process; a replica has one of its own
-
-
 class Replica:
     """A model with its places, as Ray holds it."""
 
     def __init__(self, settings: dict[str, Any]):
         from mmspeech.checkpoint import load_model
-        from mmspeech.serve.engine import settle_threads
         from mmspeech.serve.server import Desk
+        from mmspeech.serve.worker import Worker
 
         config = parse_config(RayConfig, settings, source="ray")
-        bundle = load_model(config.model, device=config.device)
-        settle_threads(bundle.model)
         shared = ServeConfig(**config.model_dump(include=set(ServeConfig.model_fields)))
-        self._desk = Desk(bundle, shared.model_copy(update={"per_address": config.places + config.queue}))
+        worker = Worker(load_model(config.model, device=config.device), places=config.places)
+        self._desk = Desk(worker, shared.model_copy(update={"per_address": config.places + config.queue}))
         self._loop, self._stop, ready = asyncio.new_event_loop(), asyncio.Event(), threading.Event()
         self._thread = threading.Thread(
             target=lambda: self._loop.run_until_complete(self._serve(ready)), name="server", daemon=True
@@ -132,7 +131,7 @@ class Replica:
         runner = web.AppRunner(build_app(self._desk))
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        RELAY.address = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        Relay.address = f"http://127.0.0.1:{runner.addresses[0][1]}"
         ready.set()
         await self._stop.wait()
         await runner.cleanup()
@@ -157,7 +156,7 @@ def build(settings: dict[str, Any]) -> "Application":
     if config.record is not None:
         Path(config.record).mkdir(parents=True, exist_ok=True)
     return (
-        serve.deployment(serve.ingress(RELAY)(Replica))
+        serve.deployment(serve.ingress(Relay())(Replica))
         .options(
             num_replicas=config.replicas,
             max_ongoing_requests=config.places + config.queue + 8,  # beside calls: the page, health, metrics

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from socket import SO_SNDBUF, SOL_SOCKET
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -19,6 +19,7 @@ from aiohttp import web
 from mmspeech.config import GenerationConfig
 from mmspeech.serve import protocol
 from mmspeech.serve.chat import Chat
+from mmspeech.serve.crew import Crew
 from mmspeech.serve.line import Line
 from mmspeech.serve.lobby import Lobby
 from mmspeech.serve.metrics import Metrics, step_quantiles
@@ -26,9 +27,6 @@ from mmspeech.serve.realtime import Realtime
 from mmspeech.serve.record import recording
 from mmspeech.serve.settings import ServeConfig
 from mmspeech.serve.worker import Worker
-
-if TYPE_CHECKING:
-    from mmspeech.checkpoint import Bundle
 
 WEB = Path(__file__).parent / "web"
 POOL_THREADS = 2
@@ -48,9 +46,8 @@ log = logging.getLogger("mmspeech.serve")
 class Desk:
     """What all connections of a server share."""
 
-    def __init__(self, bundle: "Bundle", config: ServeConfig):
-        self.bundle, self.config = bundle, config
-        self.worker = Worker(bundle, places=config.places)
+    def __init__(self, worker: Worker | Crew, config: ServeConfig):
+        self.worker, self.config = worker, config
         self.lobby = Lobby(config)
         self.metrics = Metrics(self.worker, self.lobby)
         self.pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="pictures")
@@ -58,7 +55,7 @@ class Desk:
 
     def sampling(self, query: Mapping[str, str]) -> GenerationConfig:
         """What a client asks for, within limits. MessageError."""
-        return protocol.sampling_of(query, self.bundle.config.generation, top_k_limit=self.config.top_k_limit)
+        return protocol.sampling_of(query, self.worker.model.generation, top_k_limit=self.config.top_k_limit)
 
     def seed(self, query: Mapping[str, str]) -> int:
         """A client's, or a new one. MessageError."""
@@ -87,9 +84,9 @@ class Desk:
         """What a client is told of its call."""
         own = sampling.model_dump()
         return {
-            "model": self.bundle.config.name,
+            "model": self.worker.model.name,
             "instance_name": "mmspeech",
-            "sees": self.bundle.config.vision is not None,
+            "sees": self.worker.model.vision is not None,
             "recorded": self.config.record is not None,
             "seed": seed,
             "text_temperature": own["text_temperature"],
@@ -197,7 +194,7 @@ async def _page(request: web.Request) -> web.FileResponse:
 
 
 async def _health(request: web.Request) -> web.Response:
-    """Alive as long as the thread of the model is."""
+    """Alive as long as the model's threads are."""
     alive = request.app[DESK].worker.alive
     status = "ok" if alive else "the model's thread has ended"
     return web.json_response({"status": status}, status=200 if alive else 503)
@@ -209,7 +206,7 @@ async def _ready(request: web.Request) -> web.Response:
     ready = desk.worker.alive and not desk.lobby.closed
     state = {
         "ready": ready,
-        "model": desk.bundle.config.name,
+        "model": desk.worker.model.name,
         "calls": desk.worker.num_calls,
         "places": desk.worker.places,
         "queue": desk.lobby.num_waiting,

@@ -7,6 +7,7 @@ one that stalls holds up nobody.
 """
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from mmspeech.serve.session import TextReader
 
 if TYPE_CHECKING:
     from mmspeech.checkpoint import Bundle
+    from mmspeech.config import ModelConfig
 
 PATIENCE_SEC = 0.1
 RECENT_STEPS = 4096
@@ -38,11 +40,11 @@ class Worker:
     """Holds up to `places` calls. `open` and `close` may be called from any thread.
 
     step_sec: how long the last steps took. overruns: steps that took longer than a frame lasts. failures: of the model;
-    each ends all calls that were on, and the next begin anew.
+    each ends all calls that were on, and the next begin anew. num_processes: how many share the machine's cores.
     """
 
-    def __init__(self, bundle: "Bundle", *, places: int):
-        self.bundle, self.places = bundle, places
+    def __init__(self, bundle: "Bundle", *, places: int, num_processes: int = 1):
+        self.bundle, self.places, self._num_processes = bundle, places, num_processes
         self.step_sec: deque[float] = deque(maxlen=RECENT_STEPS)
         self.overruns = self.failures = self.steps = 0
         self._reader = TextReader(bundle)
@@ -64,6 +66,15 @@ class Worker:
             self._stopping = True
             self._ready.notify()
         self._thread.join()
+
+    @property
+    def model(self) -> "ModelConfig":
+        return self.bundle.config
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of all that work here."""
+        return [os.getpid()]
 
     @property
     def alive(self) -> bool:
@@ -103,7 +114,7 @@ class Worker:
             self._ready.notify()
 
     def _run(self) -> None:
-        settle_threads(self.bundle.model)
+        settle_threads(self.bundle.model, num_processes=self._num_processes)
         while True:
             with self._ready:
                 while not self._stopping and (delay_sec := self._wait_sec()) != 0:

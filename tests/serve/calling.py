@@ -13,6 +13,7 @@ from PIL import Image
 from mmspeech.serve.protocol import Kind
 from mmspeech.serve.server import Desk, build_app
 from mmspeech.serve.settings import ServeConfig
+from mmspeech.serve.worker import Worker
 
 FRAME = 1920
 
@@ -30,7 +31,15 @@ def pcm16(wave: np.ndarray) -> bytes:
 @contextlib.asynccontextmanager
 async def serving(bundle, **options):
     """A server on a free port of this machine: its desk and address."""
-    desk = Desk(bundle, ServeConfig(**options))
+    config = ServeConfig(**options)
+    async with serving_with(Worker(bundle, places=config.places), config) as there:
+        yield there
+
+
+@contextlib.asynccontextmanager
+async def serving_with(worker, config: ServeConfig):
+    """The same around a worker."""
+    desk = Desk(worker, config)
     runner = web.AppRunner(build_app(desk))
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

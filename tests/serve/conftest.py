@@ -10,6 +10,7 @@ from mmspeech.checkpoint import load_model
 from mmspeech.serve.engine import settle_threads
 from mmspeech.serve.server import Desk, build_app
 from mmspeech.serve.settings import ServeConfig
+from mmspeech.serve.worker import Worker
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def served():
     ready = threading.Event()
 
     async def serve() -> None:
-        runner = web.AppRunner(build_app(Desk(bundle, ServeConfig(places=2))))
+        runner = web.AppRunner(build_app(Desk(Worker(bundle, places=2), ServeConfig(places=2))))
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         found.append(f"http://localhost:{runner.addresses[0][1]}")
