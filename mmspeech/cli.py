@@ -160,6 +160,10 @@ def bench(
     soak: Annotated[
         bool, typer.Option("--soak", help="For --minutes, at most --calls callers who come and go.")
     ] = False,
+    batches: Annotated[str | None, typer.Option(help="Steps of so many calls in process, such as 1,32,64.")] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="With --batches: --model is a configuration file.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the numbers as JSON here.")] = None,
     device: Device = "cpu",
     tensor_parallel: TensorParallel = 1,
@@ -180,6 +184,13 @@ def bench(
             from mmspeech.commands.bench_calls import run_bench_calls
 
             run_bench_calls(model, calls=calls or 1, processes=processes, seconds=seconds, find_max=find_max, out=out)
+            return
+        if batches is not None or random_weights:
+            from mmspeech.commands.bench_batches import run_bench_batches
+
+            run_bench_batches(
+                model, batches=batches or "1", random_weights=random_weights, num_frames=frames, device=device, out=out
+            )
             return
         if long:
             from mmspeech.commands.bench_long import run_bench_long

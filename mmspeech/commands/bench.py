@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 REFERENCE_FRAMES = 50
 _WARM_UP_FRAMES = 10
 _REFERENCE_EVERY = 10
-_PARTS = ("whole frame", "encode", "think", "decode")
+PARTS = ("whole frame", "encode", "think", "decode")
 BUDGET_MS = 1000 / FRAME_RATE_HZ
 
 
@@ -68,10 +68,10 @@ def run_bench(model: str | None, *, num_frames: int, out: Path | None, device: s
 
 def time_frames(bundle: "Bundle", *, num_frames: int) -> dict[str, list[float]]:
     """Seconds of every frame, for each part and for the whole, and of the reference (every tenth frame)."""
-    calls = _call_with_picture(bundle)
-    times: dict[str, list[float]] = {name: [] for name in (*_PARTS, "reference")}
-    for index, pcm in enumerate(_sound(num_frames)):
-        parts, _ = _timed_frame(calls, pcm)
+    calls = call_with_pictures(bundle)
+    times: dict[str, list[float]] = {name: [] for name in (*PARTS, "reference")}
+    for index, pcm in enumerate(sound(num_frames)):
+        parts, _ = timed_frame(calls, pcm)
         if index < _WARM_UP_FRAMES:
             continue
         for name, value in parts.items():
@@ -98,13 +98,13 @@ def _bench_split(
 def time_beside(bundles: "dict[str, Bundle]", *, num_frames: int) -> tuple[dict[str, list[float]], int]:
     """The same call through several bundles, frame by frame in turns: seconds of every frame, for each part of each
     bundle, and how many frames came out with the same text and codes everywhere."""
-    calls = {name: _call_with_picture(bundle) for name, bundle in bundles.items()}
-    times: dict[str, list[float]] = {f"{part}, {name}": [] for part in _PARTS for name in calls}
+    calls = {name: call_with_pictures(bundle) for name, bundle in bundles.items()}
+    times: dict[str, list[float]] = {f"{part}, {name}": [] for part in PARTS for name in calls}
     frames_equal = 0
-    for index, pcm in enumerate(_sound(num_frames)):
+    for index, pcm in enumerate(sound(num_frames)):
         outs = []
         for name, call in calls.items():
-            parts, out = _timed_frame(call, pcm)
+            parts, out = timed_frame(call, pcm)
             outs.append(out)
             if index >= _WARM_UP_FRAMES:
                 for part, value in parts.items():
@@ -119,31 +119,32 @@ def _same_frame(one: FrameOut | None, other: FrameOut | None) -> bool:
     return torch.equal(one.text_ids, other.text_ids) and torch.equal(one.codes, other.codes)
 
 
-def _call_with_picture(bundle: "Bundle") -> CallBatch:
-    calls = CallBatch(bundle)
+def call_with_pictures(bundle: "Bundle", size: int = 1) -> CallBatch:
+    """So many calls at their beginning, each with a picture where the model has eyes."""
+    calls = CallBatch(bundle, batch_size=size)
     if bundle.config.vision is not None:
         from PIL import Image
 
-        size = (bundle.config.vision.image_size_px,) * 2
-        calls.see([Image.new("RGB", size, (90, 120, 200))])
+        side_px = bundle.config.vision.image_size_px
+        calls.see([Image.new("RGB", (side_px, side_px), (90, 120, 200))] * size)
     return calls
 
 
-def _sound(num_frames: int) -> Iterable[Tensor]:
-    """Frames [1, 1920] of noise, the first of them to warm up."""
-    sound = 0.05 * torch.randn(
-        _WARM_UP_FRAMES + num_frames, 1, FRAME_SAMPLES, generator=torch.Generator().manual_seed(0)
+def sound(num_frames: int, size: int = 1) -> Iterable[Tensor]:
+    """Frames [size, 1920] of noise, the first of them to warm up."""
+    noise = 0.05 * torch.randn(
+        _WARM_UP_FRAMES + num_frames, size, FRAME_SAMPLES, generator=torch.Generator().manual_seed(0)
     )
-    return track(sound, description="timing", console=Console(stderr=True), transient=True)
+    return track(noise, description="timing", console=Console(stderr=True), transient=True)
 
 
-def _timed_frame(calls: CallBatch, pcm: Tensor) -> tuple[dict[str, float], FrameOut | None]:
+def timed_frame(calls: CallBatch, pcm: Tensor) -> tuple[dict[str, float], FrameOut | None]:
     """One frame of a call: seconds of the whole and of each part, and what the model gave."""
     codes, encode_sec = _timed(lambda: calls.listen(pcm), calls.device)
     out, think_sec = _timed(lambda: calls.think(codes), calls.device)
     _, decode_sec = _timed(lambda: calls.speak(out, calls.batch_size), calls.device)
     values = (encode_sec + think_sec + decode_sec, encode_sec, think_sec, decode_sec)
-    return dict(zip(_PARTS, values, strict=True)), out
+    return dict(zip(PARTS, values, strict=True)), out
 
 
 @torch.no_grad()

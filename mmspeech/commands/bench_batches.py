@@ -1,0 +1,119 @@
+"""`mmspeech bench --batches 1,32,64`: how long a step of so many calls takes, in process, each with a picture; with
+`--random-weights` for a model of which only the configuration is here."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mmspeech.commands.bench import PARTS, call_with_pictures, sound, summarise, timed_frame
+from mmspeech.commands.common import check_device, check_output, whole_file
+from mmspeech.config import ConfigError, ModelConfig, parse_config, read_mapping
+from mmspeech.frames import FRAME_RATE_HZ
+from mmspeech.serve.engine import settle_threads
+
+if TYPE_CHECKING:
+    from mmspeech.checkpoint import Bundle
+
+
+def run_bench_batches(
+    model: str | None, *, batches: str, random_weights: bool, num_frames: int, device: str, out: Path | None
+) -> None:
+    """Print the times of a step for each number of calls, and write JSON. ConfigError for numbers that are none."""
+    if out is not None:
+        check_output(out, (".json",))
+    sizes, place = _sizes(batches), check_device(device)
+    bundle = _with_random_weights(model, place) if random_weights else _loaded(model, place)
+    settle_threads(bundle.model)
+    rows = [_measure(bundle, size, num_frames) for size in sizes]
+    weight = next(bundle.model.parameters())
+    where = torch.cuda.get_device_name(place) if place.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    how = {
+        "model": bundle.config.name,
+        "weights": "random" if random_weights else "the checkpoint's",
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "where": where,
+        "frames": num_frames,
+        "budget_ms": 1000 / FRAME_RATE_HZ,
+    }
+    console = Console()
+    told = f"{bundle.config.name}, {how['weights']} weights, {how['dtype']}, {where}, {num_frames} frames"
+    console.print(told, highlight=False)
+    console.print(_table(rows))
+    if out is not None:
+        with whole_file(out) as temporary:
+            temporary.write_text(json.dumps({"how": how, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+def _sizes(batches: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in batches.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--batches {batches!r}: expected numbers of calls, such as 1,32,64") from error
+    if min(sizes) < 1:
+        raise ConfigError(f"--batches {batches!r}: a batch has one call at least")
+    return sizes
+
+
+def _loaded(model: str | None, device: torch.device) -> "Bundle":
+    from mmspeech.checkpoint import load_model
+
+    return load_model(model, device=device, dtype=_dtype(device))
+
+
+def _with_random_weights(path: str | None, device: torch.device) -> "Bundle":
+    """The model of a configuration, drawn where it stays. It has no tokenizer: nobody reads what it says."""
+    from mmspeech.audio.codec import build_codec
+    from mmspeech.checkpoint import Bundle
+    from mmspeech.lm.model import VisionSpeechModel
+    from mmspeech.vision.encoder import build_tower
+
+    if path is None or not Path(path).is_file():
+        raise ConfigError(f"--random-weights needs the file of a configuration in --model, not {path or 'none'}")
+    config = parse_config(ModelConfig, read_mapping(Path(path)), source=path)
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(_dtype(device))
+    try:
+        with device:
+            model = VisionSpeechModel(config)
+            if config.vision is not None:
+                model.tower = build_tower(config.vision, pretrained=False)
+    finally:
+        torch.set_default_dtype(before)
+    codec = build_codec(config.codec).to(device)
+    return Bundle(model.eval(), codec.eval(), None, config, Path(path))
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def _measure(bundle: "Bundle", size: int, num_frames: int) -> dict[str, Any]:
+    """Times of a step of `size` calls in ms, by part, and the most memory of the device, if it tells."""
+    calls = call_with_pictures(bundle, size)
+    if calls.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(calls.device)
+    times: dict[str, list[float]] = {name: [] for name in PARTS}
+    for pcm in sound(num_frames, size):
+        parts, _ = timed_frame(calls, pcm)
+        for name, value in parts.items():
+            times[name].append(value)
+    row: dict[str, Any] = {
+        "calls": size,
+        "ms": {name: summarise(values[-num_frames:]) for name, values in times.items()},
+    }
+    if calls.device.type == "cuda":
+        row["memory_gb"] = round(torch.cuda.max_memory_allocated(calls.device) / 1e9, 2)
+    return row
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("calls", *(f"{name} ms" for name in PARTS), "GB", caption="p50 / p99 of a step of all calls")
+    for row in rows:
+        times = (f"{row['ms'][name]['p50']:.2f} / {row['ms'][name]['p99']:.2f}" for name in PARTS)
+        table.add_row(str(row["calls"]), *times, str(row.get("memory_gb", "")))
+    return table
