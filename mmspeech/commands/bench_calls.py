@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -117,8 +118,13 @@ async def _call_later(http, address: str, notes: Notes, number: int, frames: int
 
 
 def _line(row: dict[str, Any]) -> str:
-    who = f"{row['calls']} calls, {row['servers']} x {row['processes']} processes"
-    return f"{who}: step {row['tick_ms']}, reply {row['reply_ms']}" + ("" if row["held"] else " (too many)")
+    who = f"{row['calls']} calls, servers {row['servers']} (models {row['processes']})"
+    times = f"step {_percentiles(row['tick_ms'])} ms, reply {_percentiles(row['reply_ms'])} ms"
+    return f"{who}: {times}" + ("" if row["held"] else " (too many)")
+
+
+def _percentiles(times_ms: dict[str, float]) -> str:
+    return " ".join(f"{value:.0f}" for value in times_ms.values())
 
 
 _COLUMNS = {
@@ -130,10 +136,10 @@ _COLUMNS = {
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    head = ("calls", "servers", "processes each", *_COLUMNS.values(), "starved", "skipped", "MB")
-    table = Table(*head, caption="times: p50/p95/p99")
+    head = ("calls", "servers (models)", *_COLUMNS.values(), "starved", "skipped", "MB")
+    table = Table(*head, caption="times: p50 p95 p99", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for row in rows:
-        times = ("/".join(f"{value:.0f}" for value in row[key].values()) for key in _COLUMNS)
+        times = (_percentiles(row[key]) for key in _COLUMNS)
         counts = (f"{row[key]:.0f}" for key in ("starved", "skipped", "memory_mb"))
-        table.add_row(*(str(row[key]) for key in ("calls", "servers", "processes")), *times, *counts)
+        table.add_row(str(row["calls"]), f"{row['servers']} ({row['processes']})", *times, *counts)
     return table
