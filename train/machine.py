@@ -46,7 +46,7 @@ def start(config: TrainConfig) -> "Accelerator":
     elif world > 1 and on_cpu:
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     accelerator = Accelerator(
-        mixed_precision=config.precision if config.precision != "auto" else fast_precision(on_cpu=on_cpu),
+        mixed_precision=_precision(config, on_cpu=on_cpu),
         cpu=on_cpu and not sharded,
         gradient_accumulation_steps=accumulate,
         deepspeed_plugin=plugin,
@@ -72,10 +72,19 @@ def _problems(config: TrainConfig, world: int) -> list[str]:
         found.append("device is cuda, but no GPU is here; set device=cpu, or see `mmspeech doctor`")
     if config.device != "cpu" and 0 < devices < here:
         found.append(f"{here} processes were started here, but there are {devices} GPUs; start {devices}")
+    if config.precision == "no" and config.frozen_precision == "bf16":
+        found.append("frozen_precision bf16 needs bf16 steps: leave precision=no out, or set frozen_precision=no")
     uses_deepspeed = config.deepspeed is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
     if uses_deepspeed and config.guards.spike is not None and config.guards.spike_action == "skip":
         found.append("guards.spike_action skip: DeepSpeed can not leave an update out; set warn or stop")
     return found
+
+
+def _precision(config: TrainConfig, *, on_cpu: bool) -> Literal["bf16", "no"]:
+    """What steps compute in. Matrices kept in bfloat16 only are never multiplied with float32 ones."""
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if config.frozen_precision == "bf16" else fast_precision(on_cpu=on_cpu)
 
 
 def fast_precision(*, on_cpu: bool) -> Literal["bf16", "no"]:

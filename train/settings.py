@@ -170,7 +170,8 @@ class TrainConfig(StrictModel):
     averages; the processes of a launch share them evenly, so that the same steps are taken by any number of processes.
     `recompute_layers`: compute each layer of the temporal transformer twice instead of keeping what it made (less
     memory, a third more time). `compile_layers`: torch.compile for these layers (minutes at the start, faster steps on
-    GPUs). `precision`: bf16 computes in bfloat16 beside float32 weights; auto does so where the device computes in it.
+    GPUs). `precision`: bf16 computes in bfloat16 beside float32 weights; auto does so where the device computes in it,
+    and where `frozen_precision` is bf16.
     `frozen_precision`: bf16 keeps the matrices that do not learn in bfloat16 only, in memory and in checkpoints;
     auto does so on GPUs that compute in it, too (under DeepSpeed its own configuration decides). `peak_tflops`: of one
     device, for the model FLOPs utilisation in the log (None: by its name). `device: cuda` refuses to run without one.

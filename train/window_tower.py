@@ -295,7 +295,7 @@ def train_window(config: WindowStageConfig) -> dict[str, float]:
     def losses_of(step: int) -> dict[str, Tensor]:
         windows = draw_windows(clips, tower, config, step)
         known = {name: value[windows[:, -1]] for name, value in clips.known.items()}
-        read = reader(tower.model.window(clips.frames[windows]))
+        read = reader(tower.model.window(clips.frames[windows].float()))
         return window_losses(read, known, questions, grid=grid)
 
     def scores_of() -> dict[str, float]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mmspeech.config import ConfigError
 from train import machine
 
 
@@ -32,3 +33,12 @@ def test_what_is_asked_for_is_done(make_config, monkeypatch, wanted):
     accelerator = machine.start(make_config(precision=wanted, device="cpu"))
     assert accelerator.mixed_precision == {"auto": "bf16"}.get(wanted, wanted)
     machine.finish(accelerator)
+
+
+def test_frozen_bfloat16_needs_bfloat16_steps(make_config, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+    accelerator = machine.start(make_config(frozen_precision="bf16", device="cpu"))
+    assert accelerator.mixed_precision == "bf16"
+    machine.finish(accelerator)
+    with pytest.raises(ConfigError, match="frozen_precision bf16 needs bf16 steps"):
+        machine.start(make_config(frozen_precision="bf16", precision="no", device="cpu"))
