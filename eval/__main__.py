@@ -1,4 +1,4 @@
-"""`python -m eval --model DIR_OR_ID --tasks spoken_vqa --manifest M.jsonl --out DIR`."""
+"""`python -m eval --model DIR_OR_ID --tasks a,b --out DIR`, and `python -m eval compare A B`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from eval.task import Pictures, Settings, Task
+from eval.task import MissingDataError, Pictures, Settings, Task
 from mmspeech.config import ConfigError, GenerationConfig
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -14,74 +14,138 @@ SENTENCES = Path(__file__).parent / "sentences"
 GREEDY = GenerationConfig(text_temperature=0.0, audio_temperature=0.0)
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def main(
-    manifest: Annotated[Path, typer.Option(help="one JSON object per line; see eval/manifest.py")],
-    out: Annotated[Path, typer.Option(help="folder for results.json and samples.jsonl; a killed run goes on there")],
-    tasks: Annotated[str, typer.Option(help="names, with commas between them")] = "spoken_vqa",
+    context: typer.Context,
+    tasks: Annotated[str, typer.Option(help="names with commas between them; all; or list, which shows them")] = "list",
+    out: Annotated[
+        Path, typer.Option(help="folder for results.json, samples.jsonl, report.html; a killed run goes on there")
+    ] = Path("results"),
     model: Annotated[
-        str | None, typer.Option(help="checkpoint directory or hub id (default: the embedded one)")
+        str | None,
+        typer.Option(help="checkpoint directory or hub id (default: the embedded one); or scripted:oracle|blind|late"),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first lines")] = None,
+    data: Annotated[Path, typer.Option(help="where each task finds its folder")] = Path("data"),
+    manifest: Annotated[Path | None, typer.Option(help="questions of your own; see eval/manifest.py")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="so many samples of each kind")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     greedy: Annotated[bool, typer.Option(help="always the likeliest text and codes")] = False,
-    pictures: Annotated[Pictures, typer.Option(help="show each line its picture or clip")] = "given",
+    paced: Annotated[bool, typer.Option(help="no faster than people talk")] = False,
+    pictures: Annotated[Pictures, typer.Option(help="what lines of --manifest are shown")] = "given",
     sentences: Annotated[
         Path | None, typer.Option(help="what the model may say (default: eval/sentences/NAME.txt)")
     ] = None,
-    save_audio: Annotated[bool, typer.Option(help="keep every reply as a wav file")] = False,
+    recogniser: Annotated[str, typer.Option(help="sphinx (a closed world), none, or whisper:NAME_OR_DIR")] = "sphinx",
+    judge: Annotated[str, typer.Option(help="of open answers: rules, or the URL of an OpenAI-compatible API")] = "rules",
     batch_size: Annotated[int, typer.Option(min=1, help="calls at once")] = 16,
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
 ) -> None:
-    """Measure a checkpoint on recorded questions."""
+    """Measure a checkpoint."""
+    if context.invoked_subcommand is not None:
+        return
+    if tasks == "list":
+        list_tasks()
+        return
     try:
         settings = Settings(
+            data=data,
             manifest=manifest,
             limit=limit,
             seed=seed,
             sampling=GREEDY if greedy else None,
             pictures=pictures,
             sentences=None if sentences is None else read_sentences(sentences),
-            audio_dir=out / "audio" if save_audio else None,
+            recogniser=recogniser,
+            judge=judge,
         )
-        evaluate(settings, task_names=tasks.split(","), out=out, model=model, batch_size=batch_size, device=device)
+        evaluate(settings, tasks=tasks, out=out, model=model, batch_size=batch_size, device=device, paced=paced)
     except (ConfigError, OSError) as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from error
 
 
-def evaluate(
-    settings: Settings, *, task_names: list[str], out: Path, model: str | None, batch_size: int, device: str
-) -> Path:
-    """Run the tasks and write `out`/results.json; returns its path."""
+def list_tasks() -> None:
+    """Name every task, with what it is."""
+    from eval.tasks import NAMES, describe
+
+    for name in NAMES:
+        typer.echo(f"{name:20} {describe(name)}")
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="--out of a run")],
+    b: Annotated[Path, typer.Argument(help="--out of another")],
+) -> None:
+    """Show where two runs differ, and whether that may be chance."""
     from rich.console import Console
 
-    from eval.console import progress_bar, show_summary
-    from eval.report import claim, run_identity, summarise_task, write_results
-    from eval.run import run_task
-    from eval.tasks import find
-    from mmspeech.checkpoint import load_model
-    from mmspeech.commands.common import check_device
-    from mmspeech.serve.engine import settle_threads
+    from eval.compare import compare_runs
 
-    builders = [find(name.strip()) for name in task_names]
-    bundle = load_model(model, device=check_device(device))
-    settle_threads(bundle.model)
-    own = SENTENCES / f"{bundle.config.name}.txt"
+    try:
+        compare_runs(a, b, console=Console())
+    except ConfigError as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+
+
+def evaluate(
+    settings: Settings, *, tasks: str, out: Path, model: str | None, batch_size: int, device: str, paced: bool = False
+) -> Path:
+    """Run the tasks and write `out`/results.json and report.html; returns the former's path.
+
+    A task whose data are not there is told of and left out, unless all are.
+    """
+    from rich.console import Console
+
+    from eval.console import progress_bar, show_scores, show_summary
+    from eval.report import write_report
+    from eval.results import claim, run_identity, summarise_task, task_identity, write_results
+    from eval.run import run_task
+    from eval.who import open_responder, opened_bundle
+
+    console = Console()
+    bundle = opened_bundle(model, device)
+    own = SENTENCES / f"{bundle.config.name}.txt" if bundle is not None else SENTENCES / "none"
     if settings.sentences is None and own.is_file():
         settings = replace(settings, sentences=read_sentences(own))
-    tasks: list[Task] = [build(settings, bundle, None) for build in builders]
-    identity = run_identity(settings=settings, bundle=bundle, batch_size=batch_size, tasks=tasks)
-    claim(out, identity)
-    summaries = {}
-    for task in tasks:
+    built, missing = build_tasks(tasks, settings, bundle)
+    for name, reason in missing.items():
+        console.print(f"{name}: left out: {reason}", style="yellow", markup=False, highlight=False)
+    if not built:
+        raise ConfigError("none of the tasks could be run: " + "; ".join(f"{n}: {why}" for n, why in missing.items()))
+    identity = run_identity(settings=settings, bundle=bundle, who=model or "embedded", batch_size=batch_size)
+    about = {task.name: task_identity(task) for task in built}
+    claim(out, identity, about)
+    summaries, spent_sec = {}, {}
+    for task in built:
+        responder = open_responder(model, bundle, task, settings=settings, out=out, paced=paced)
         with progress_bar(task.name) as advance:
-            records, spent_sec = run_task(task, out=out, seed=settings.seed, batch_size=batch_size, progress=advance)
-        summaries[task.name] = {**summarise_task(task, records), "spent_sec": round(spent_sec, 1)}
-        show_summary(task.name, summaries[task.name], console=Console())
-    file = write_results(out, identity=identity, tasks=summaries, bundle=bundle)
-    typer.echo(f"{file}")
+            records, spent = run_task(
+                task, responder, out=out, seed=settings.seed, batch_size=batch_size, progress=advance
+            )
+        summaries[task.name] = about[task.name] | summarise_task(task, records)
+        spent_sec[task.name] = round(spent, 1)
+        show_summary(task.name, summaries[task.name], console=console)
+    file = write_results(
+        out, identity=identity, tasks=summaries, missing=missing, spent_sec=spent_sec, bundle=bundle
+    )
+    show_scores(summaries, console=console)
+    typer.echo(f"{file}\n{write_report(out)}")
     return file
+
+
+def build_tasks(names: str, settings: Settings, bundle) -> tuple[list[Task], dict[str, str]]:
+    """The tasks of a list of names, and why those could not be built whose data are not there."""
+    from eval.tasks import NAMES, find
+
+    built, missing = [], {}
+    for name in NAMES if names == "all" else [name.strip() for name in names.split(",")]:
+        try:
+            built.append(find(name)(settings, bundle))
+        except MissingDataError as error:
+            missing[name] = str(error)
+    return built, missing
 
 
 def read_sentences(path: Path) -> tuple[str, ...]:

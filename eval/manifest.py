@@ -59,6 +59,7 @@ class Spoken(BaseModel):
     id: str = ""
     audio: Path
     text: str = Field(min_length=1, validation_alias=AliasChoices("text", "question"))
+    kind: str = "all"
     voice: str = "all"
     channel: int | None = Field(None, ge=0)
     start_sec: float = Field(0.0, ge=0)

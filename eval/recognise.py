@@ -1,8 +1,9 @@
-"""A recogniser of a closed set of words (pocketsphinx), and word error between what was said and what was heard."""
+"""Recognisers: of a closed set of words (pocketsphinx) or any Whisper, and word error between said and heard."""
 
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -10,11 +11,74 @@ from eval.ngram import arpa
 from eval.scoring import normalise
 from mmspeech.config import ConfigError
 
+if TYPE_CHECKING:
+    from eval.task import Settings
+
 RECOGNISER_RATE_HZ = 16_000
 _PAD_SEC = 0.3  # silence around the speech: without it first and last words are lost
 _TARGET_RMS = 0.08
 _NOISE = 1e-4  # digital silence upsets the recogniser's noise estimate
 _BEAM, _WORD_BEAM = 1e-80, 1e-60  # wider than the usual: the vocabulary is small, so there is time
+
+
+class Ears(Protocol):
+    """`unknown`: words it can never hear."""
+
+    unknown: list[str]
+
+    def words(self, wave: np.ndarray, sample_rate_hz: int) -> list[str]:
+        """The words heard in `wave` ([N] float, mono); none in silence."""
+        ...
+
+
+def open_ears(settings: "Settings", sentences: Iterable[str]) -> Ears:
+    """The recogniser that the settings name; a closed-world one knows `sentences` and those of the settings.
+
+    ConfigError for a name that is none, and where its package or model is not there.
+    """
+    kind, _, model = settings.recogniser.partition(":")
+    if kind == "none":
+        return NoEars()
+    if kind == "whisper" and model:
+        return WhisperEars(model)
+    if kind != "sphinx":
+        raise ConfigError(f"--recogniser {settings.recogniser}: expected sphinx, none or whisper:NAME_OR_DIR")
+    return Recogniser([*sentences, *(settings.sentences or ())])
+
+
+class NoEars:
+    """Hears nothing, at no cost: for numbers that are read from the model's own text."""
+
+    unknown: list[str] = []
+
+    def words(self, wave: np.ndarray, sample_rate_hz: int) -> list[str]:
+        return []
+
+
+class WhisperEars:
+    """Open speech recognition by a Whisper of transformers (Radford et al. 2022), by hub name or directory, greedy."""
+
+    unknown: list[str] = []
+
+    def __init__(self, model: str):
+        from transformers import pipeline
+
+        try:
+            self._pipeline = pipeline("automatic-speech-recognition", model=model)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"--recogniser whisper:{model}: cannot be loaded ({reason})") from error
+
+    def words(self, wave: np.ndarray, sample_rate_hz: int) -> list[str]:
+        import soxr
+
+        if not wave.size or np.abs(wave).max() < 1e-3:
+            return []  # Whisper finds words in silence
+        wave = soxr.resample(np.asarray(wave, np.float32), sample_rate_hz, RECOGNISER_RATE_HZ)
+        heard = self._pipeline(
+            {"raw": wave, "sampling_rate": RECOGNISER_RATE_HZ}, generate_kwargs={"do_sample": False, "num_beams": 1}
+        )
+        return normalise(heard["text"])
 
 
 class Recogniser:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.manifest import Line
-from eval.task import Settings
+from eval.task import Pictures
 from mmspeech.config import ConfigError
 
 if TYPE_CHECKING:
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 class Sights:
-    """The pictures and clips of the lines, as `settings.pictures` asks.
+    """The pictures and clips of the lines, as `pictures` asks.
 
     given: as is; none; swapped: all pictures change places, and so do all clips, seeded, none stays unless it is alone;
     shuffled: a clip's frames change places in time, seeded; frozen: a clip shows its first frame all the time.
     """
 
-    def __init__(self, lines: list[Line], settings: Settings):
-        self._settings = settings
+    def __init__(self, lines: list[Line], *, pictures: Pictures, seed: int):
+        self._pictures, self._seed = pictures, seed
         self._images = {line.id: line.image for line in lines}
         self._videos = {line.id: line.video for line in lines}
-        if settings.pictures == "none":
+        if pictures == "none":
             self._images, self._videos = dict.fromkeys(self._images), dict.fromkeys(self._videos)
-        elif settings.pictures == "swapped":
-            self._images, self._videos = (_swapped(own, settings.seed) for own in (self._images, self._videos))
+        elif pictures == "swapped":
+            self._images, self._videos = (_swapped(own, seed) for own in (self._images, self._videos))
 
     def paths(self, line: Line) -> list[Path]:
         """The files that the line's call is shown, a picture before a clip."""
@@ -50,9 +50,9 @@ class Sights:
         if timeline.problems:
             raise ConfigError(timeline.problems[0])
         pictures = [picture for _, picture in due]
-        if self._settings.pictures == "shuffled":
-            random.Random(f"{self._settings.seed} {line.id}").shuffle(pictures)
-        elif self._settings.pictures == "frozen":
+        if self._pictures == "shuffled":
+            random.Random(f"{self._seed} {line.id}").shuffle(pictures)
+        elif self._pictures == "frozen":
             pictures = pictures[:1] * len(pictures)
         return [(line.start_sec + at_sec, picture) for (at_sec, _), picture in zip(due, pictures, strict=True)]
 

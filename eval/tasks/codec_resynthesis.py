@@ -7,11 +7,10 @@ import numpy as np
 import torch
 
 from eval.manifest import Spoken, read_recordings
-from eval.recognise import Recogniser, word_error
-from eval.responder import Responder
+from eval.recognise import Ears, open_ears, word_error
 from eval.scoring import normalise
-from eval.task import Settings
-from mmspeech.audio.waveform import AudioError, read_audio, resample, write_wav
+from eval.task import MissingDataError, Prompt, Reply, Responder, Settings, Task
+from mmspeech.audio.waveform import AudioError, read_audio, resample
 from mmspeech.config import ConfigError
 from mmspeech.frames import SAMPLE_RATE_HZ, seconds_to_samples
 
@@ -20,43 +19,48 @@ if TYPE_CHECKING:
     from mmspeech.checkpoint import Bundle
 
 
-def build(settings: Settings, bundle: "Bundle | None", responder: Responder | None) -> "CodecResynthesis":
+def build(settings: Settings, bundle: "Bundle | None") -> "CodecResynthesis":
     """The task over the manifest of `settings`, for the bundle's codec; nobody answers here."""
+    if settings.manifest is None:
+        raise MissingDataError("give recordings and their words as --manifest, or a manifest of spoken calls")
+    if bundle is None:
+        raise MissingDataError("a codec is measured here; give the --model that has one")
     lines = read_recordings(settings.manifest, limit=settings.limit)
-    return CodecResynthesis(lines=lines, settings=settings, codec=bundle.codec)
+    return CodecResynthesis(lines, settings.manifest, bundle.codec, open_ears(settings, [line.text for line in lines]))
 
 
-class CodecResynthesis:
-    """The recogniser knows the sentences of the manifest; its error on the recordings themselves is the floor."""
+class CodecResynthesis(Task):
+    """Score: the share of words kept. The recogniser knows the sentences of the manifest; its error on the recordings
+    themselves is the floor."""
 
-    name, version = "codec_resynthesis", 1
+    name, version = "codec_resynthesis", 2
 
-    def __init__(self, *, lines: list[Spoken], settings: Settings, codec: "Codec"):
-        self.lines = lines
-        self.settings = settings
-        self.codec = codec
-        self.recogniser = Recogniser([*(line.text for line in lines), *(settings.sentences or ())])
+    def __init__(self, lines: list[Spoken], manifest: Path, codec: "Codec", ears: Ears):
+        self.samples = lines
+        self.files = [manifest]
+        self._codec = codec
+        self._ears = ears
 
-    def load(self, line: Spoken) -> tuple[Spoken, np.ndarray]:
-        if not line.audio.is_file():
-            raise ConfigError(f"{line.audio}: no such file")
-        return line, read_part(line)
+    def prompt(self, sample: Spoken) -> Prompt:
+        if not sample.audio.is_file():
+            raise ConfigError(f"{sample.audio}: no such file")
+        return Prompt(read_part(sample))
 
-    def run(self, items: list[tuple[Spoken, np.ndarray]], *, seeds: list[int]) -> list[dict[str, Any]]:
-        return [self._record(line, wave) for line, wave in items]
+    def run(
+        self, samples: list[Spoken], prompts: list[Prompt], responder: Responder, *, seeds: list[int]
+    ) -> list[dict[str, Any]]:
+        """The codec answers, whoever the responder is."""
+        again = [Reply(wave=resynthesise(self._codec, prompt.wave)) for prompt in prompts]
+        return [self.score(*whole) for whole in zip(samples, prompts, again, strict=True)]
 
-    def _record(self, line: Spoken, wave: np.ndarray) -> dict[str, Any]:
-        again = resynthesise(self.codec, wave)
-        if self.settings.audio_dir is not None:
-            write_wav(self.settings.audio_dir / f"{line.id}.wav", again, self.codec.sample_rate_hz)
-        said = normalise(line.text)
-        heard = self.recogniser.words(again, self.codec.sample_rate_hz)
-        before = self.recogniser.words(wave, self.codec.sample_rate_hz)
+    def score(self, sample: Spoken, prompt: Prompt, reply: Reply) -> dict[str, Any]:
+        said = normalise(sample.text)
+        heard = self._ears.words(reply.wave, self._codec.sample_rate_hz)
+        before = self._ears.words(prompt.wave, self._codec.sample_rate_hz)
         errors, count = word_error(said, heard)
         return {
-            "kind": "all",
-            "voice": line.voice,
-            "text": line.text,
+            "score": max(0.0, 1.0 - errors / max(count, 1)),
+            "text": sample.text,
             "heard": " ".join(heard),
             "heard_before": " ".join(before),
             "word_errors": errors,
@@ -64,14 +68,16 @@ class CodecResynthesis:
             "words_said": count,
         }
 
+    def right_reply(self, sample: Spoken) -> Reply:
+        return Reply(wave=read_part(sample))
+
     def summarise(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         said = sum(r["words_said"] for r in records) or None
         return {
-            "count": len(records),
             "word_error": said and sum(r["word_errors"] for r in records) / said,
             "word_error_before": said and sum(r["word_errors_before"] for r in records) / said,
             "words_said": said or 0,
-            "words_unknown": self.recogniser.unknown,
+            "words_unknown": self._ears.unknown,
         }
 
 

@@ -126,10 +126,11 @@ class CallBatch:
         if self._window is not None:
             self._window.reset(forgetting.to(self.device))
 
-    def step(self, pcm: Tensor) -> CallOut:
+    def step(self, pcm: Tensor, *, text_ids: Tensor | None = None) -> CallOut:
         """Advance by one frame. pcm: [n, 1920] float at 24 kHz, what the callers said in these 80 ms; with n < B the
-        first n calls go on, and those behind them stay as they are."""
-        out = self.think(self.listen(pcm))
+        first n calls go on, and those behind them stay as they are. `text_ids` [n]: put into the models' text streams
+        in place of what they would say, where not negative."""
+        out = self.think(self.listen(pcm), text_ids=text_ids)
         rows = range(len(pcm))
         starts_sec, frames = [self.start_sec(row) for row in rows], [self.generator.frame_of(row) for row in rows]
         return CallOut(self.speak(out, len(pcm)), out, starts_sec, frames)
@@ -143,10 +144,10 @@ class CallBatch:
         return self.bundle.codec.encode(pcm[:, None].to(self.device), state=state)[:, :, 0]
 
     @torch.no_grad()
-    def think(self, codes: Tensor) -> FrameOut | None:
+    def think(self, codes: Tensor, *, text_ids: Tensor | None = None) -> FrameOut | None:
         """The callers' codes [n, K] -> the model's next frames, None while all delayed streams fill."""
         self._look(len(codes))
-        return self.generator.step(codes)
+        return self.generator.step(codes, text_ids=None if text_ids is None else text_ids.to(self.device))
 
     def _look(self, count: int) -> None:
         """Take in the pictures of the first calls whose time has come."""

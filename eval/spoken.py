@@ -1,0 +1,143 @@
+"""What is measured of a spoken answer to a spoken question: is it right, in text and in sound, and when did it come?"""
+
+import math
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from eval.commentary import LISTEN_SEC, in_time, summarise_events, told
+from eval.manifest import Line
+from eval.recognise import Ears, word_error
+from eval.scoring import holds_answer, is_active, mean, normalise, percentile, stop_after
+from eval.sights import Sights
+from eval.task import PROMPT_RATE_HZ, Prompt, Reply, spoken
+from mmspeech.audio.waveform import read_audio
+from mmspeech.config import ConfigError
+from mmspeech.frames import SAMPLE_RATE_HZ, samples_to_seconds
+
+STOP_LIMIT_SEC = 0.6
+SIGHT_SEC = 15.0  # after the question's end, no reply goes on for longer
+
+
+def spoken_prompt(line: Line, sights: Sights) -> Prompt:
+    """The call of a line. ConfigError for files that are not there or cannot be read."""
+    for path in (line.audio, *sights.paths(line)):
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such file")
+    wave = read_audio(line.audio)[0].numpy()
+    pictures = sights.frames(line, until_sec=len(wave) / SAMPLE_RATE_HZ + SIGHT_SEC)
+    return Prompt(wave, pictures, max((event.at_sec + LISTEN_SEC for event in line.events), default=0.0))
+
+
+def score_spoken(line: Line, prompt: Prompt, reply: Reply, ears: Ears) -> dict[str, Any]:
+    """The record of a reply.
+
+    Right: an accepted answer stands in the words said (after the barge-in, where there is one), and no rejected one.
+    False start: a word before the question's end. Answer time: from there to the first word after it, as heard.
+    Stopping: from the barge-in to the model's silence. A line with events is right when all of them were told in time.
+    """
+    end_sec, barge_sec = question_end_sec(line, prompt.wave), line.barge_start_sec
+    begin_sec = barge_sec or 0.0
+    said = normalise(" ".join(word.text for word in reply.words if word.start_sec >= begin_sec))
+    all_said = normalise(reply.text)
+    events = told(reply.words, line.events)
+    starts_sec = [word.start_sec for word in reply.words]
+    stop_sec = None if barge_sec is None else stop_after(reply.wave, PROMPT_RATE_HZ, barge_sec)
+    right = is_right(said, line) and all(map(in_time, events))
+    return {
+        "score": float(right),
+        "question": line.question,
+        "answers": list(line.answers),
+        "text": reply.text,
+        "words": [{"text": w.text, "start_sec": round(w.start_sec, 3), "gate": w.gate} for w in reply.words],
+        "events": events,
+        **_heard(line, reply, all_said, begin_sec, ears),
+        "false_start": None if barge_sec is not None else any(start < end_sec for start in starts_sec),
+        "answer_sec": next((start - end_sec for start in starts_sec if start >= end_sec), None),
+        "barged": barge_sec is not None,
+        "barged_while_speaking": stop_sec is not None,
+        "stop_sec": None if stop_sec is None or math.isinf(stop_sec) else stop_sec,
+        "gates": [round(gate, 3) for gate in reply.gates],
+    }
+
+
+def _heard(line: Line, reply: Reply, said: list[str], begin_sec: float, ears: Ears) -> dict[str, Any]:
+    """What the recogniser makes of the sound."""
+    heard = ears.words(reply.wave, PROMPT_RATE_HZ)
+    since = heard
+    if begin_sec:
+        since = ears.words(reply.wave[int(begin_sec * PROMPT_RATE_HZ) :], PROMPT_RATE_HZ)
+    errors, count = word_error(said, heard)
+    return {
+        "heard": " ".join(heard),
+        "heard_right": is_right(since, line) and all(holds_answer(heard, event.answers) for event in line.events),
+        "word_errors": errors,
+        "words_said": count,
+        "words_unknown": sorted(set(said) & set(ears.unknown)),
+    }
+
+
+def summarise_spoken(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Shares are of the records given; `stopped` is of those where the model was speaking at the barge-in."""
+    said = sum(r["words_said"] for r in records)
+    stops = [math.inf if r["stop_sec"] is None else r["stop_sec"] for r in records if r["barged_while_speaking"]]
+    answer_sec = [r["answer_sec"] for r in records if r["answer_sec"] is not None]
+    return {
+        "heard_right": mean([r["heard_right"] for r in records]),
+        "word_error": sum(r["word_errors"] for r in records) / said if said else None,
+        "false_starts": mean([r["false_start"] for r in records if r["false_start"] is not None]),
+        "words_said": said,
+        "words_unknown": sorted({word for r in records for word in r["words_unknown"]}),
+        "said_nothing": mean([not r["text"] for r in records]),
+        "answer_sec_p50": percentile(answer_sec, 50),
+        "answer_sec_p90": percentile(answer_sec, 90),
+        "gate": mean([w["gate"] for r in records for w in r["words"]]),
+        "barge_ins": sum(r["barged"] for r in records),
+        "barge_ins_while_speaking": len(stops),
+        "stopped": mean([stop <= STOP_LIMIT_SEC for stop in stops]),
+        "stop_sec_p50": percentile(stops, 50),
+        **summarise_events([event for r in records for event in r["events"]]),
+    }
+
+
+def right_spoken(line: Line) -> Reply:
+    """What a perfect model would say, and when."""
+    end_sec = line.question_end_sec if line.question_end_sec is not None else duration_sec(line)
+    reply = spoken(line.answers[0], end_sec + 0.3)
+    for event in line.events:
+        comment = spoken(event.answers[0], event.at_sec + 0.4)
+        size = max(len(reply.wave), len(comment.wave))
+        wave = np.zeros(size, np.float32)
+        wave[: len(reply.wave)] += reply.wave
+        wave[: len(comment.wave)] += comment.wave
+        reply = Reply(reply.words + comment.words, wave, [0.5] * (size // 1920))
+    return reply
+
+
+def duration_sec(line: Line) -> float:
+    """How long the caller's recording is; 0 for one that cannot be read."""
+    try:
+        info = soundfile.info(str(line.audio))
+    except (soundfile.LibsndfileError, OSError):
+        return 0.0
+    return samples_to_seconds(info.frames, info.samplerate)
+
+
+def is_right(words: list[str], line: Line) -> bool:
+    """Whether the words hold an accepted answer and no rejected one."""
+    return holds_answer(words, line.answers) and not holds_answer(words, line.rejected)
+
+
+def question_end_sec(line: Line, wave: np.ndarray) -> float:
+    """From the manifest, or else where the caller's sound ends."""
+    if line.question_end_sec is not None:
+        return line.question_end_sec
+    active = np.flatnonzero(is_active(wave, SAMPLE_RATE_HZ))
+    return (active[-1] + 1) * 0.02 if active.size else len(wave) / SAMPLE_RATE_HZ
+
+
+def expected_sentences(lines: list[Line]) -> list[str]:
+    """What the recogniser should know of the lines."""
+    told_of = [answer for line in lines for event in line.events for answer in event.answers]
+    return [text for line in lines for text in (line.reply or "", line.question, *line.answers)] + told_of
