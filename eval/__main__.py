@@ -36,7 +36,9 @@ def main(
         Path | None, typer.Option(help="what the model may say (default: eval/sentences/NAME.txt)")
     ] = None,
     recogniser: Annotated[str, typer.Option(help="sphinx (a closed world), none, or whisper:NAME_OR_DIR")] = "sphinx",
-    judge: Annotated[str, typer.Option(help="of open answers: rules, or the URL of an OpenAI-compatible API")] = "rules",
+    judge: Annotated[
+        str, typer.Option(help="of open answers: rules, or an OpenAI-compatible URL")
+    ] = "rules",
     batch_size: Annotated[int, typer.Option(min=1, help="calls at once")] = 16,
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
 ) -> None:
@@ -127,9 +129,7 @@ def evaluate(
         summaries[task.name] = about[task.name] | summarise_task(task, records)
         spent_sec[task.name] = round(spent, 1)
         show_summary(task.name, summaries[task.name], console=console)
-    file = write_results(
-        out, identity=identity, tasks=summaries, missing=missing, spent_sec=spent_sec, bundle=bundle
-    )
+    file = write_results(out, identity=identity, tasks=summaries, missing=missing, spent_sec=spent_sec, bundle=bundle)
     show_scores(summaries, console=console)
     typer.echo(f"{file}\n{write_report(out)}")
     return file

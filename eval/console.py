@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 _GROUP_COLUMNS = 5  # the first numbers of a summary; all of them are in results.json
+_NAMED_FAILURES = 10
 
 
 @contextmanager
@@ -21,26 +23,55 @@ def progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def show_summary(name: str, summary: dict[str, Any], *, console: Console) -> None:
-    """All numbers of all lines, then the first few of each kind and voice."""
+    """All numbers of all samples, then the first few of each kind and voice."""
     counts = summary["counts"]
-    console.print(f"[bold]{name}[/bold]: {counts['measured']} of {counts['lines']} lines measured")
-    for line_id, reason in summary["failed"].items():
-        console.print(f"  failed: {line_id}: {reason}", style="red", markup=False)
-    numbers = {key: value for key, value in summary["all"].items() if isinstance(value, int | float | None)}
+    console.print(f"[bold]{name}[/bold]: {counts['measured']} of {counts['samples']} samples measured")
+    failed = list(summary["failed"].items())
+    for sample_id, reason in failed[:_NAMED_FAILURES]:
+        console.print(f"  failed: {sample_id}: {reason}", style="red", markup=False)
+    if len(failed) > _NAMED_FAILURES:
+        console.print(f"  and {len(failed) - _NAMED_FAILURES} more; samples.jsonl names them", style="red")
+    numbers = _plain(summary["all"])
     whole = Table("all", "")
     for key, value in numbers.items():
-        whole.add_row(key, _shown(value))
+        whole.add_row(key, shown(value))
     console.print(whole)
-    for kind in ("by_kind", "by_voice"):
-        if summary[kind]:
+    for group in ("by_kind", "by_voice"):
+        if summary[group]:
             columns = list(numbers)[:_GROUP_COLUMNS]
-            table = Table(kind.removeprefix("by_"), *columns)
-            for group, values in summary[kind].items():
-                table.add_row(group, *(_shown(values[key]) for key in columns))
+            table = Table(group.removeprefix("by_"), *columns)
+            for name_of_group, values in summary[group].items():
+                table.add_row(name_of_group, *(shown(values.get(key)) for key in columns))
             console.print(table)
 
 
-def _shown(value: float | None) -> str:
+def show_scores(summaries: dict[str, Any], *, console: Console) -> None:
+    """The scores of all tasks and their kinds as a Markdown table."""
+    table = Table("task", "kind", "score", "95 % interval", "samples", "failed", box=MARKDOWN)
+    for row in score_rows(summaries):
+        table.add_row(*row)
+    console.print(table)
+
+
+def score_rows(summaries: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Rows of task, kind, score, its interval, number of samples, and how many of the task failed."""
+    rows = []
+    for task, summary in summaries.items():
+        groups = summary["by_kind"] or {"all": summary["all"]}
+        for kind, numbers in groups.items():
+            low_high = numbers["score_95"]
+            interval = "" if low_high is None else f"{low_high[0]:.3f} to {low_high[1]:.3f}"
+            failed = str(summary["counts"]["failed"])
+            rows.append((task, kind, shown(numbers["score"]), interval, str(numbers["count"]), failed))
+    return rows
+
+
+def _plain(numbers: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in numbers.items() if isinstance(value, int | float | None)}
+
+
+def shown(value: float | str | None) -> str:
+    """A number as tables have it."""
     if value is None:
         return "–"
-    return str(value) if isinstance(value, int) else f"{value:.3f}"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

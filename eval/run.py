@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from eval.keep import keep_prompt
 from eval.task import Prompt, Responder, Task
 from mmspeech.config import ConfigError
 
@@ -38,7 +39,7 @@ def run_task(
     seeds = {sample.id: seed * _SEEDS_PER_RUN + number for number, sample in enumerate(samples)}
     for batch in batches:
         if not all(sample.id in done for sample in batch):
-            records = _run_batch(task, responder, batch, seeds=seeds)
+            records = _run_batch(task, responder, batch, seeds=seeds, out=out)
             with file.open("a", encoding="utf-8") as opened:
                 opened.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             done |= {record["id"]: record for record in records}
@@ -47,7 +48,9 @@ def run_task(
     return [done[sample.id] for sample in samples], time.monotonic() - began
 
 
-def _run_batch(task: Task, responder: Responder, batch: list[Any], *, seeds: dict[str, int]) -> list[dict[str, Any]]:
+def _run_batch(
+    task: Task, responder: Responder, batch: list[Any], *, seeds: dict[str, int], out: Path
+) -> list[dict[str, Any]]:
     asked: list[Any] = []
     prompts: list[Prompt] = []
     heads, failed = [], []
@@ -61,8 +64,11 @@ def _run_batch(task: Task, responder: Responder, batch: list[Any], *, seeds: dic
             failed.append(head | {"error": str(error)})
     own_seeds = [head["seed"] for head in heads]
     records = task.run(asked, prompts, responder, seeds=own_seeds) if asked else []
-    where = [_sound_of(responder, *whole) for whole in zip(prompts, own_seeds, strict=True)]
-    return failed + [head | place | record for head, place, record in zip(heads, where, records, strict=True)]
+    kept = [
+        keep_prompt(out, prompt) | _sound_of(responder, prompt, one)
+        for prompt, one in zip(prompts, own_seeds, strict=True)
+    ]
+    return failed + [head | files | record for head, files, record in zip(heads, kept, records, strict=True)]
 
 
 def _sound_of(responder: Responder, prompt: Prompt, seed: int) -> dict[str, str]:

@@ -152,7 +152,7 @@ class TaskBuilder(Protocol):
 
 
 def spoken(text: str, start_sec: float, *, word_sec: float = 0.3, until_sec: float = 0.0) -> Reply:
-    """A reply of words from `start_sec` on, each a tone of `word_sec`; its wave ends a second after, or at `until_sec`."""
+    """A reply of words from `start_sec` on, a tone each; its wave ends a second later, or at `until_sec`."""
     said = text.split()
     words = [SpokenWord(word, start_sec + number * word_sec, 0.5) for number, word in enumerate(said)]
     end_sec = start_sec + len(said) * word_sec
