@@ -179,18 +179,20 @@ def questions(
     name: Annotated[
         str,
         typer.Option(
-            help="known, unseen, talk, pause, barge; motion, change, present, past, swap, commentary (also _unseen)."
+            help="known, unseen, talk, pause, barge; motion, change, present, past, swap, commentary (also _unseen); "
+            "or all of them."
         ),
     ],
-    count: Annotated[int, typer.Option(min=1)] = 200,
+    count: Annotated[int, typer.Option(min=1, help="Of each set.")] = 200,
     seed: Seed = 0,
     split: Split = "test",
     size_px: Annotated[int, typer.Option(min=96, max=448)] = 96,
 ) -> None:
-    """Write spoken questions with known answers for `python -m eval --tasks spoken_vqa`."""
-    from data_prep.questions import make_questions
+    """Write spoken questions with known answers, which `python -m eval --tasks rendered_world` asks."""
+    from data_prep.questions import SETS, make_questions
 
-    make_questions(out, name=name, count=count, seed=seed, split=split, size_px=size_px)
+    for one in SETS if name == "all" else [name]:
+        make_questions(out, name=one, count=count, seed=seed, split=split, size_px=size_px)
 
 
 @app.command()

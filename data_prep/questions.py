@@ -1,4 +1,4 @@
-"""`questions`: spoken questions with known answers, as manifests that `python -m eval --tasks spoken_vqa` reads."""
+"""`questions`: spoken questions with known answers, as manifests that `python -m eval` reads."""
 
 import json
 from pathlib import Path

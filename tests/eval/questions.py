@@ -1,0 +1,58 @@
+"""Small question sets of tones, and tasks over them, for the tests of the harness."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from eval.results import claim, run_identity, summarise_task, task_identity, write_results
+from eval.run import run_task
+from eval.scripted import Scripted
+from eval.task import Settings
+from mmspeech.audio.waveform import write_wav
+
+RATE_HZ = 24_000
+QUESTION_SEC = 1.0
+COLOURS = ("red", "blue", "green", "yellow")
+
+
+def write_questions(folder: Path, *, count: int = 6, name: str = "m", **extra: object) -> Path:
+    """A manifest of `count` questions, each a tone, about colours and numbers."""
+    lines = []
+    for number in range(count):
+        write_wav(folder / f"{name}{number}.wav", 0.1 * np.ones(RATE_HZ * (1 + number % 2)), RATE_HZ)
+        line = {
+            "id": f"{name}{number}",
+            "audio": f"{name}{number}.wav",
+            "question": "what colour is the circle",
+            "answers": [COLOURS[number % len(COLOURS)]],
+            "kind": ("colour", "count")[number % 2],
+            "voice": "v",
+            "question_end_sec": QUESTION_SEC,
+            "anything_else": 1,
+        }
+        lines.append(line | extra)
+    return save(folder / f"{name}.jsonl", lines)
+
+
+def save(path: Path, lines: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def measure(task, out: Path, *, who="oracle", settings: Settings | None = None, batch_size: int = 2) -> dict:
+    """Run a task to the end, as the command does; `who` is a script's name or a responder. Returns its summary."""
+    settings = settings or Settings()
+    responder = Scripted(who, task) if isinstance(who, str) else who
+    identity = run_identity(settings=settings, bundle=None, who="a script", batch_size=batch_size)
+    about = {task.name: task_identity(task)}
+    claim(out, identity, about)
+    records, spent = run_task(task, responder, out=out, seed=settings.seed, batch_size=batch_size)
+    summary = about[task.name] | summarise_task(task, records)
+    tasks, times = {task.name: summary}, {task.name: spent}
+    write_results(out, identity=identity, tasks=tasks, missing={}, spent_sec=times, bundle=None)
+    return summary
