@@ -36,9 +36,7 @@ def main(
         Path | None, typer.Option(help="what the model may say (default: eval/sentences/NAME.txt)")
     ] = None,
     recogniser: Annotated[str, typer.Option(help="sphinx (a closed world), none, or whisper:NAME_OR_DIR")] = "sphinx",
-    judge: Annotated[
-        str, typer.Option(help="of open answers: rules, or an OpenAI-compatible URL")
-    ] = "rules",
+    judge: Annotated[str, typer.Option(help="of open answers: rules, or an OpenAI-compatible URL")] = "rules",
     batch_size: Annotated[int, typer.Option(min=1, help="calls at once")] = 16,
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
 ) -> None:
@@ -87,6 +85,30 @@ def compare(
     try:
         compare_runs(a, b, console=Console())
     except ConfigError as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+
+
+@app.command()
+def ablate(
+    plan: Annotated[Path, typer.Option(help="rows and columns; see configs/eval/ablation.yaml")],
+    out: Annotated[Path, typer.Option(help="where replies and results go; a killed table goes on there")],
+    data: Annotated[Path, typer.Option(help="where the questions are")] = Path("data"),
+    runs: Annotated[Path | None, typer.Option(help="root of training: shards, and the runs made here")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="so many questions of each column")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+) -> None:
+    """Print a table of what gate, picture, training data and projections are worth."""
+    from rich.console import Console
+
+    from eval.ablate import Places
+    from eval.ablate import ablate as run_plan
+
+    settings = Settings(limit=limit, seed=seed, sampling=GREEDY, recogniser="none")
+    try:
+        run_plan(plan, Places(data, runs, out), settings, batch_size=batch_size, console=Console())
+    except (ConfigError, OSError) as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from error
 

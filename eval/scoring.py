@@ -59,13 +59,3 @@ def mean(values: Sequence[float]) -> float | None:
 def percentile(values: Sequence[float], q: float) -> float | None:
     """The q-th percentile (one of the values), or None of nothing."""
     return float(np.percentile(values, q, method="inverted_cdf")) if len(values) else None
-
-
-def wilson(successes: int, total: int) -> tuple[float, float] | None:
-    """The 95 % interval of a proportion (Wilson's)."""
-    if not total:
-        return None
-    z, p = 1.96, successes / total
-    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * np.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return float(max(0.0, centre - half)), float(min(1.0, centre + half))

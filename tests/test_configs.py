@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OWN = ("model", "codec", "train")
 LAUNCHES = ("accelerate", "deepspeed", "slurm")  # read by others, and run in tests/train/test_launches.py
 SERVING = ("serve",)  # read by Docker
+PLANS = ("eval",)  # read in tests/eval/test_ablate.py
 CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name in OWN]
 MOSHIVIS_ADAPTERS = 206_184_448
 
@@ -59,7 +60,7 @@ def train_class(path: Path):
 
 
 def test_every_folder_has_a_reader():
-    assert {path.name for path in (ROOT / "configs").iterdir()} == {*OWN, *LAUNCHES, *SERVING}
+    assert {path.name for path in (ROOT / "configs").iterdir()} == {*OWN, *LAUNCHES, *SERVING, *PLANS}
 
 
 @pytest.mark.parametrize("path", of_folder("model"), ids=lambda p: p.stem)

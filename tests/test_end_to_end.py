@@ -125,10 +125,11 @@ def test_evaluation_of_the_checkpoint(trained, tmp_path):
     manifest = make_questions(tmp_path / "q", name="known", count=2, seed=0, split="test", size_px=96)
     settings = Settings(manifest=manifest)
     names = ["spoken_vqa", "codec_resynthesis"]
-    file = evaluate(settings, task_names=names, out=tmp_path / "out", model=str(trained), batch_size=2, device="cpu")
+    out = tmp_path / "out"
+    file = evaluate(settings, tasks=",".join(names), out=out, model=str(trained), batch_size=2, device="cpu")
     results = json.loads(file.read_text())
     counts = {name: results["tasks"][name]["counts"] for name in names}
-    assert counts == dict.fromkeys(names, {"lines": 2, "measured": 2, "failed": 0})
+    assert counts == dict.fromkeys(names, {"samples": 2, "measured": 2, "failed": 0})
     assert results["run"]["model"]["name"] == "end-to-end" and results["model_config"]["lm"]["text_card"] == 256
     records = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     assert {record["task"] for record in records} == set(names) and len(records) == 4

@@ -82,8 +82,9 @@ def build_origin(config: TrainConfig, device: torch.device) -> Origin:
         bundle = load_model(_begun_from(config))
         tower, bundle.model.tower = bundle.model.tower, None
         origin = Origin(bundle.model, tower, bundle.codec, bundle.tokenizer, bundle.path / TOKENIZER, bundle.config)
-        if init.model is not None:
-            _give_adapters(origin, _model_config(init))
+        if init.model is not None or init.fresh_adapters:
+            wanted = origin.config if init.model is None else _model_config(init)
+            _give_adapters(origin, wanted, fresh=init.fresh_adapters)
     check_streams(origin.config, origin.codec, origin.tokenizer, source="init")
     if init.tower is not None:
         _give_tower(origin, config.at(init.tower))
@@ -132,11 +133,15 @@ def _fresh(config: ModelConfig, codec_dir: Path, tokenizer_file: Path) -> Origin
     return Origin(VisionSpeechModel(config), None, load_codec(codec_dir), tokenizer, tokenizer_file, config)
 
 
-def _give_adapters(origin: Origin, config: ModelConfig) -> None:
-    """Replace the model by that of `config`, with the same speech weights and fresh adapters."""
+def _give_adapters(origin: Origin, config: ModelConfig, *, fresh: bool) -> None:
+    """Replace the model by that of `config`, with the same speech weights; adapters that it did not have, or with
+    `fresh` all of them, are new."""
     config = config.model_copy(update={"codec": origin.config.codec})
     model = VisionSpeechModel(config)
     own, old = model.state_dict(), origin.model.state_dict()
+    if fresh:
+        left_out = set(origin.model.adapter_names())
+        old = {name: value for name, value in old.items() if name not in left_out}
     added = set(model.adapter_names()) - set(old)
     check_keys({name: value for name, value in own.items() if name not in added}, old, source="init.checkpoint")
     model.load_state_dict(old, strict=False)

@@ -71,13 +71,15 @@ class InitConfig(StrictModel):
 
     `checkpoint` (a checkpoint or run directory, a hub id, or `embedded`: mmspeech-tiny) alone: its model goes on.
     `model` (a configuration file) alone: fresh weights, with `codec` (directory) and `tokenizer` (file). Both: the
-    configuration's model with the checkpoint's weights, codec and tokenizer; only vision adapters may be new. `blind`
-    leaves the eyes of `model` out. `tower` (a directory with tower.safetensors) gives the tower's weights; None: the
+    configuration's model with the checkpoint's weights, codec and tokenizer; only vision adapters may be new.
+    `fresh_adapters`: with checkpoint; its adapters are left out, and those of the model begin anew. `blind` leaves the
+    eyes of `model` out. `tower` (a directory with tower.safetensors) gives the tower's weights; None: the
     checkpoint's, or the published ones.
     """
 
     checkpoint: str | None = None
     model: str | None = None
+    fresh_adapters: bool = False
     blind: bool = False
     codec: str | None = None
     tokenizer: str | None = None
@@ -90,6 +92,8 @@ class InitConfig(StrictModel):
         fresh = self.checkpoint is None
         if fresh != (self.codec is not None) or fresh != (self.tokenizer is not None):
             raise ValueError("codec and tokenizer go with a fresh model; a checkpoint brings its own")
+        if fresh and self.fresh_adapters:
+            raise ValueError("fresh_adapters goes with checkpoint; a fresh model's adapters are fresh")
         if self.blind and (self.model is None or self.tower is not None):
             raise ValueError("blind goes with model, and not with tower")
         return self

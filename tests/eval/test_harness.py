@@ -1,4 +1,4 @@
-"""The harness itself: it tells good from bad, its numbers are the same again, and a killed run ends like a whole one."""
+"""The harness itself: it tells good from bad, gives the same numbers again, and a killed run ends like a whole one."""
 
 import json
 import re

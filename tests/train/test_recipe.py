@@ -151,6 +151,24 @@ def test_a_fresh_blind_model_and_new_eyes_on_it(make_config, small_checkpoint):
     assert same(load_file(folder / tower), load_file(small_checkpoint / tower))
 
 
+def test_fresh_adapters_on_a_checkpoint_that_has_eyes(make_config, small_checkpoint, tmp_path):
+    settings = json.loads((small_checkpoint / "config.json").read_text())
+    settings["lm"]["fusion"]["shared"] = not settings["lm"]["fusion"]["shared"]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(settings))
+    before = weights(small_checkpoint)
+    for init in ({}, {"model": str(other)}):
+        init |= {"checkpoint": str(small_checkpoint), "fresh_adapters": True}
+        run = f"fresh{len(init)}"
+        folder = train(make_config(run=run, init=init, trainable=["adapters"], max_steps=1))
+        after, adapters = weights(folder), set(load_model(folder).model.adapter_names())
+        assert all(torch.equal(before[name], after[name]) for name in after.keys() - adapters)
+        drawn = [name for name in adapters if name.endswith("kv_proj.weight")]
+        assert drawn and not any(torch.equal(before[name], after[name]) for name in drawn if name in before)
+        shared = settings["lm"]["fusion"]["shared"]
+        assert load_model(folder).config.lm.fusion.shared == (shared if "model" in init else not shared)
+
+
 def test_refusals_come_before_the_first_step_and_name_all(make_config, calls):
     sources = {"a": {"path": "nowhere"}, "b": {"path": "neither"}}
     data = make_config().data.model_dump() | {"sources": sources}

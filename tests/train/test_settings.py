@@ -31,6 +31,7 @@ def test_unknown_keys_name_the_nearest():
         ({"model": "m.yaml"}, "codec and tokenizer go with a fresh model"),
         ({"checkpoint": "c", "codec": "d"}, "codec and tokenizer go with a fresh model"),
         ({"checkpoint": "c", "blind": True}, "blind goes with model"),
+        ({"model": "m", "codec": "c", "tokenizer": "t", "fresh_adapters": True}, "fresh_adapters goes with checkpoint"),
     ],
 )
 def test_origins_that_contradict_themselves(settings, message):
