@@ -1,6 +1,6 @@
 """`python -m eval --model DIR_OR_ID --tasks a,b --out DIR`, and `python -m eval compare A B`."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +38,7 @@ def main(
     recogniser: Annotated[str, typer.Option(help="sphinx (a closed world), none, or whisper:NAME_OR_DIR")] = "sphinx",
     judge: Annotated[str, typer.Option(help="of open answers: rules, or an OpenAI-compatible URL")] = "rules",
     batch_size: Annotated[int, typer.Option(min=1, help="calls at once")] = 16,
+    processes: Annotated[int, typer.Option(min=1, help="so many copies of the model, each on a core")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
 ) -> None:
     """Measure a checkpoint."""
@@ -58,7 +59,8 @@ def main(
             recogniser=recogniser,
             judge=judge,
         )
-        evaluate(settings, tasks=tasks, out=out, model=model, batch_size=batch_size, device=device, paced=paced)
+        how = How(model=model, batch_size=batch_size, processes=processes, device=device, paced=paced)
+        evaluate(settings, how, tasks=tasks, out=out)
     except (ConfigError, OSError) as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from error
@@ -113,48 +115,87 @@ def ablate(
         raise typer.Exit(2) from error
 
 
-def evaluate(
-    settings: Settings, *, tasks: str, out: Path, model: str | None, batch_size: int, device: str, paced: bool = False
-) -> Path:
+@dataclass(frozen=True)
+class How:
+    """Who is measured, and on what."""
+
+    model: str | None = None
+    batch_size: int = 16
+    processes: int = 1
+    device: str = "cpu"
+    paced: bool = False
+
+
+def evaluate(settings: Settings, how: How, *, tasks: str, out: Path) -> Path:
     """Run the tasks and write `out`/results.json and report.html; returns the former's path.
 
     A task whose data are not there is told of and left out, unless all are.
     """
     from rich.console import Console
 
-    from eval.console import progress_bar, show_scores, show_summary
+    from eval.console import show_scores
     from eval.report import write_report
-    from eval.results import claim, run_identity, summarise_task, task_identity, write_results
-    from eval.run import run_task
-    from eval.who import open_responder, opened_bundle
+    from eval.results import claim, run_identity, task_identity, write_results
+    from eval.who import opened_bundle
 
     console = Console()
-    bundle = opened_bundle(model, device)
-    own = SENTENCES / f"{bundle.config.name}.txt" if bundle is not None else SENTENCES / "none"
-    if settings.sentences is None and own.is_file():
-        settings = replace(settings, sentences=read_sentences(own))
+    bundle = opened_bundle(how.model, how.device)
+    settings = with_own_sentences(settings, bundle)
     built, missing = build_tasks(tasks, settings, bundle)
     for name, reason in missing.items():
         console.print(f"{name}: left out: {reason}", style="yellow", markup=False, highlight=False)
     if not built:
         raise ConfigError("none of the tasks could be run: " + "; ".join(f"{n}: {why}" for n, why in missing.items()))
-    identity = run_identity(settings=settings, bundle=bundle, who=model or "embedded", batch_size=batch_size)
+    who = how.model or "embedded"
+    identity = run_identity(settings=settings, bundle=bundle, who=who, batch_size=how.batch_size)
     about = {task.name: task_identity(task) for task in built}
     claim(out, identity, about)
-    summaries, spent_sec = {}, {}
-    for task in built:
-        responder = open_responder(model, bundle, task, settings=settings, out=out, paced=paced)
-        with progress_bar(task.name) as advance:
-            records, spent = run_task(
-                task, responder, out=out, seed=settings.seed, batch_size=batch_size, progress=advance
-            )
-        summaries[task.name] = about[task.name] | summarise_task(task, records)
-        spent_sec[task.name] = round(spent, 1)
-        show_summary(task.name, summaries[task.name], console=console)
+    summaries, spent_sec = run_all(built, bundle, settings, how, out=out, console=console)
+    summaries = {name: about[name] | summary for name, summary in summaries.items()}
     file = write_results(out, identity=identity, tasks=summaries, missing=missing, spent_sec=spent_sec, bundle=bundle)
     show_scores(summaries, console=console)
     typer.echo(f"{file}\n{write_report(out)}")
     return file
+
+
+def run_all(built: list[Task], bundle, settings: Settings, how: How, *, out: Path, console):
+    """Each task's summary and the seconds it took, by name."""
+    from contextlib import nullcontext
+
+    from eval.console import progress_bar, show_summary
+    from eval.results import summarise_task
+    from eval.run import run_task
+    from eval.who import opened_model, script_of
+
+    opened = nullcontext()
+    if bundle is not None:
+        place = {"out": out, "device": how.device, "paced": how.paced, "processes": how.processes}
+        opened = opened_model(bundle, settings=settings, **place)
+    summaries, spent_sec = {}, {}
+    with opened as model:
+        for task in built:
+            responder = script_of(how.model, task) if model is None else model
+            with progress_bar(task.name) as advance:
+                records, spent = run_task(
+                    task,
+                    responder,
+                    out=out,
+                    seed=settings.seed,
+                    batch_size=how.batch_size,
+                    at_once=how.processes,
+                    progress=advance,
+                )
+            summaries[task.name], spent_sec[task.name] = summarise_task(task, records), round(spent, 1)
+            show_summary(task.name, summaries[task.name], console=console)
+    return summaries, spent_sec
+
+
+def with_own_sentences(settings: Settings, bundle) -> Settings:
+    """Where none were given, what the model of that name is known to say."""
+    own = SENTENCES / f"{bundle.config.name}.txt" if bundle is not None else None
+    if settings.sentences is not None or own is None or not own.is_file():
+        return settings
+    return replace(settings, sentences=read_sentences(own))
 
 
 def build_tasks(names: str, settings: Settings, bundle) -> tuple[list[Task], dict[str, str]]:

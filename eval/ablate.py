@@ -23,10 +23,11 @@ from rich.table import Table
 from eval.console import progress_bar, shown
 from eval.replies import KeptReplies
 from eval.responder import ModelResponder
-from eval.results import claim, model_hash, run_identity, summarise_task, task_identity, write_results
+from eval.results import claim, run_identity, summarise_task, task_identity, write_results
 from eval.run import run_task
 from eval.task import Settings
 from eval.tasks import find
+from eval.who import reply_identity
 from mmspeech.checkpoint import Bundle, load_model
 from mmspeech.config import ConfigError, StrictModel, load_config
 from mmspeech.serve.engine import settle_threads
@@ -119,13 +120,7 @@ def _measure(
     identity = run_identity(settings=settings, bundle=bundle, who=row.name, batch_size=batch_size) | {"gate": row.gate}
     about = {task.name: task_identity(task)}
     claim(out, identity, about)
-    sampling = (settings.sampling or bundle.config.generation).model_dump()
-    key = {
-        "model": model_hash(bundle.path),
-        "sampling": sampling,
-        "responder": ModelResponder.version,
-        "gate": row.gate,
-    }
+    key = reply_identity(bundle, settings.sampling or bundle.config.generation) | {"gate": row.gate}
     responder = KeptReplies(ModelResponder(bundle, sampling=settings.sampling), out / "replies", identity=key)
     with progress_bar(f"{row.name}, {Path(manifest).stem}") as advance:
         records, spent_sec = run_task(

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.box import MARKDOWN
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 _GROUP_COLUMNS = 5  # the first numbers of a summary; all of them are in results.json
 _NAMED_FAILURES = 10
+_MOST_GROUPS = 40
 
 
 @contextmanager
@@ -37,7 +37,9 @@ def show_summary(name: str, summary: dict[str, Any], *, console: Console) -> Non
         whole.add_row(key, shown(value))
     console.print(whole)
     for group in ("by_kind", "by_voice"):
-        if summary[group]:
+        if len(summary[group]) > _MOST_GROUPS:
+            console.print(f"{len(summary[group])} {group.removeprefix('by_')}s: results.json has the numbers of each")
+        elif summary[group]:
             columns = list(numbers)[:_GROUP_COLUMNS]
             table = Table(group.removeprefix("by_"), *columns)
             for name_of_group, values in summary[group].items():
@@ -47,10 +49,13 @@ def show_summary(name: str, summary: dict[str, Any], *, console: Console) -> Non
 
 def show_scores(summaries: dict[str, Any], *, console: Console) -> None:
     """The scores of all tasks and their kinds as a Markdown table."""
-    table = Table("task", "kind", "score", "95 % interval", "samples", "failed", box=MARKDOWN)
-    for row in score_rows(summaries):
-        table.add_row(*row)
-    console.print(table)
+    head = ("task", "kind", "score", "95 % interval", "samples", "failed")
+    rows = [head, *score_rows(summaries)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, tuple("-" * width for width in widths))
+    lines = (" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    # To be copied whole: never wrapped to a terminal's width.
+    console.print("\n".join(f"| {line} |" for line in lines), soft_wrap=True, markup=False, highlight=False)
 
 
 def score_rows(summaries: dict[str, Any]) -> list[tuple[str, ...]]:

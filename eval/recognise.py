@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -99,6 +100,7 @@ class Recogniser:
         texts = [normalise(sentence) for sentence in sentences]
         wanted = sorted({word for text in texts for word in text} | {w for v in vocabulary for w in normalise(v)})
         pronunciations = _pronounce(wanted, Path(get_model_path("en-us/cmudict-en-us.dict")))
+        self._lock = Lock()
         self.unknown = [word for word in wanted if word not in pronunciations]
         if not pronunciations:
             raise ValueError("the recogniser was given no word it can pronounce; check the sentences it should know")
@@ -133,11 +135,12 @@ class Recogniser:
         padded = np.concatenate([pad, wave, pad])
         padded += np.random.default_rng(0).normal(0.0, _NOISE, padded.size).astype(np.float32)
         samples = (np.clip(padded, -1.0, 1.0) * 32767).astype("<i2").tobytes()
-        self._decoder.start_utt()
-        self._decoder.process_raw(samples, full_utt=True)
-        self._decoder.end_utt()
-        heard = self._decoder.hyp()
-        return heard.hypstr.split() if heard else []
+        with self._lock:
+            self._decoder.start_utt()
+            self._decoder.process_raw(samples, full_utt=True)
+            self._decoder.end_utt()
+            heard = self._decoder.hyp()
+            return heard.hypstr.split() if heard else []
 
 
 def _pronounce(words: list[str], dictionary: Path) -> dict[str, list[str]]:

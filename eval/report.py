@@ -1,6 +1,7 @@
 """report.html: a run on one page that needs nothing else: scores, plots, confusions, and the worst samples to hear."""
 
 import base64
+from collections import Counter
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -69,13 +70,23 @@ def _task(name: str, records: list[dict[str, Any]], out: Path) -> str:
     plots = "".join(f"<figure>{chart}</figure>" for chart in (gate_chart(good), answer_time_chart(good)) if chart)
     errors = "".join(f"<li>{escape(record['id'])}: {escape(record['error'])}</li>" for record in failed)
     told = [record for record in good if record.get("score") is not None]
-    worst = sorted(told, key=lambda record: (record["score"], record["id"]))[:WORST]
+    worst = worst_of(told, WORST)
     samples = "".join(_sample(record, out) for record in worst)
     return (
         f"<h2>{escape(name)}</h2>{plots}{confusion_table(good)}"
         + (f"<h3>Could not be asked</h3><ul>{errors}</ul>" if errors else "")
         + (f"<h3>Samples, the worst first ({len(worst)} of {len(told)})</h3>{samples}" if samples else "")
     )
+
+
+def worst_of(records: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The worst of each kind, then the second worst of each ...: no kind hides the others."""
+    ranks: Counter[str] = Counter()
+    placed = []
+    for record in sorted(records, key=lambda record: (record["score"], record["id"])):
+        placed.append((record["score"], ranks[record["kind"]], record["kind"], record))
+        ranks[record["kind"]] += 1
+    return [place[-1] for place in sorted(placed, key=lambda place: place[:3])][:count]
 
 
 def _sample(record: dict[str, Any], out: Path) -> str:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ def run_task(
     out: Path,
     seed: int,
     batch_size: int,
+    at_once: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[dict[str, Any]], float]:
     """Measure all samples of `task`, adding to `out`/samples.jsonl; returns its records and the seconds spent now.
+    `at_once`: batches in work, each in a thread (the responder must bear that); a task that is `alone` has one.
 
     A sample has the same seed and the same company in its batch, whatever was done before. `progress(done, total)` is
     called after each batch. A sample whose files cannot be used gets a record with `error`, and counts as failed.
@@ -35,16 +38,23 @@ def run_task(
     done = _read_done(file, task.name)
     _keep_only(file, task.name, done, batches)
     began = time.monotonic()
-    count = 0
     seeds = {sample.id: seed * _SEEDS_PER_RUN + number for number, sample in enumerate(samples)}
-    for batch in batches:
-        if not all(sample.id in done for sample in batch):
-            records = _run_batch(task, responder, batch, seeds=seeds, out=out)
+    left = [batch for batch in batches if not all(sample.id in done for sample in batch)]
+    count = len(samples) - sum(map(len, left))
+    progress(count, len(samples))
+    threads = ThreadPoolExecutor(1 if task.alone else at_once)
+    try:
+        working = [threads.submit(_run_batch, task, responder, batch, seeds=seeds, out=out) for batch in left]
+        for batch in as_completed(working):
+            records = batch.result()
             with file.open("a", encoding="utf-8") as opened:
                 opened.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             done |= {record["id"]: record for record in records}
-        count += len(batch)
-        progress(count, len(samples))
+            count += len(records)
+            progress(count, len(samples))
+    finally:
+        threads.shutdown(cancel_futures=True)
+    _rewrite(file, task.name, [done[sample.id] for sample in samples])
     return [done[sample.id] for sample in samples], time.monotonic() - began
 
 
@@ -101,7 +111,12 @@ def _keep_only(file: Path, task_name: str, done: dict[str, Any], batches: list[l
     whole = {one.id for batch in batches if all(one.id in done for one in batch) for one in batch}
     for key in [key for key in done if key not in whole]:
         del done[key]
-    kept = [record for record in read_records(file) if record["task"] != task_name] + list(done.values())
+    _rewrite(file, task_name, list(done.values()))
+
+
+def _rewrite(file: Path, task_name: str, records: list[dict[str, Any]]) -> None:
+    """These records of the task, in this order, behind those of other tasks."""
+    kept = [record for record in read_records(file) if record["task"] != task_name] + records
     temporary = file.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept), encoding="utf-8")
     temporary.replace(file)

@@ -103,10 +103,12 @@ class Task(ABC):
     """One kind of measurement. `version` rises whenever its numbers change their meaning.
 
     `samples`: in order, their ids differ. `files`: what they were read from; their hashes are the data's revision.
+    `alone`: it measures time, so nothing else may run beside it.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
+    alone: ClassVar[bool] = False
     samples: list[Any]
     files: list[Path]
 

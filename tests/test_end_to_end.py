@@ -119,14 +119,14 @@ def test_two_stages_give_one_complete_checkpoint(world, trained):
 
 def test_evaluation_of_the_checkpoint(trained, tmp_path):
     from data_prep.questions import make_questions
-    from eval.__main__ import evaluate
+    from eval.__main__ import How, evaluate
     from eval.task import Settings
 
     manifest = make_questions(tmp_path / "q", name="known", count=2, seed=0, split="test", size_px=96)
     settings = Settings(manifest=manifest)
     names = ["spoken_vqa", "codec_resynthesis"]
     out = tmp_path / "out"
-    file = evaluate(settings, tasks=",".join(names), out=out, model=str(trained), batch_size=2, device="cpu")
+    file = evaluate(settings, How(model=str(trained), batch_size=2), tasks=",".join(names), out=out)
     results = json.loads(file.read_text())
     counts = {name: results["tasks"][name]["counts"] for name in names}
     assert counts == dict.fromkeys(names, {"samples": 2, "measured": 2, "failed": 0})

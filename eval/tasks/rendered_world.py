@@ -97,7 +97,8 @@ class RenderedWorld(Task):
     def score(self, sample: Shown, prompt: Prompt, reply: Reply) -> dict[str, Any]:
         paths = self._sights[sample.set, sample.pictures].paths(sample.line)
         record = score_spoken(sample.line, prompt, reply, self._ears)
-        return record | {"about": sample.line.kind, "seen": [str(path.name) for path in paths]}
+        about = sample.line.kind if sample.pictures == "given" else f"{sample.line.kind}, {sample.pictures}"
+        return record | {"about": about, "seen": [path.name for path in paths]}
 
     def right_reply(self, sample: Shown) -> Reply:
         return right_spoken(sample.line)

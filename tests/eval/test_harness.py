@@ -14,7 +14,7 @@ from eval.compare import compare_records, compare_runs
 from eval.manifest import Line, read_lines
 from eval.recognise import NoEars
 from eval.replies import KeptReplies
-from eval.report import write_report
+from eval.report import worst_of, write_report
 from eval.results import RESULTS, TIMES, read_results
 from eval.run import SAMPLES, read_records, run_task
 from eval.scripted import Scripted
@@ -209,6 +209,22 @@ def test_the_report_needs_nothing_else(tmp_path):
     assert "right (rows) and said (columns)" in page and "mean gate over time" in page
     first = re.search(r"<span class='score (\w+)'>", page).group(1)
     assert first == "low"  # the worst come first
+
+
+def test_the_worst_of_each_kind_are_shown():
+    records = [{"kind": kind, "id": f"{kind}{n}", "score": float(kind == "c")} for kind in "aabc" for n in range(3)]
+    assert [record["kind"] for record in worst_of(records, 5)] == ["a", "b", "a", "b", "a"]
+
+
+def test_several_processes_give_the_same_numbers(small_checkpoint, tmp_path):
+    manifest = write_questions(tmp_path, count=6)
+    for name, processes in (("one", 1), ("two", 2)):
+        options = ("--recogniser", "none", "--batch-size", 2, "--processes", processes, "--out", tmp_path / name)
+        result = run("--tasks", "spoken_vqa", "--manifest", manifest, "--model", small_checkpoint, *options)
+        assert result.exit_code == 0, result.output
+    one, two = (read_results(tmp_path / name) for name in ("one", "two"))
+    assert one["tasks"] == two["tasks"] and one["run"] == two["run"]
+    assert (tmp_path / "one" / SAMPLES).read_text() == (tmp_path / "two" / SAMPLES).read_text()
 
 
 def test_unknown_tasks_and_scripts_list_the_known(tmp_path):
