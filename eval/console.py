@@ -10,7 +10,7 @@ from rich.table import Table
 
 _GROUP_COLUMNS = 5  # the first numbers of a summary; all of them are in results.json
 _NAMED_FAILURES = 10
-_MOST_GROUPS = 40
+_MOST_GROUPS = 30
 
 
 @contextmanager
