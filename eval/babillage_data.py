@@ -1,23 +1,17 @@
 """Babillage as it lies on the hub (kyutai/Babillage): parquet files of spoken questions, which hold no pictures.
 
 Pictures are joined by their ids from local folders; VQAv2's also needs the official annotations, for its rows tell
-neither picture nor answers. Sound is read row by row: the files are gigabytes.
+neither picture nor answers.
 """
 
-import io
 import json
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
+from eval.spoken_rows import Place, read_rows
 from eval.task import MissingDataError
-from mmspeech.audio.waveform import resample
 from mmspeech.config import ConfigError
-from mmspeech.frames import SAMPLE_RATE_HZ
 
 SPLITS = {"coco": "test", "ocrvqa": "test", "vqav2": "validation"}
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
@@ -26,15 +20,14 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif")
 
 @dataclass(frozen=True)
 class Row:
-    """A spoken question. `place`: file, row group and row of its sound; `answers`: what people said; `picture`: a
-    file that may not be there."""
+    """A spoken question. `answers`: what people said; `picture`: a file that may not be there."""
 
     id: str
     subset: str
     question: str
     answers: tuple[str, ...]
     picture: Path
-    place: tuple[Path, int, int]
+    place: Place
 
 
 def subset_files(folder: Path, subset: str) -> list[Path]:
@@ -60,46 +53,9 @@ def read_subset(folder: Path, subset: str) -> list[Row]:
     ]  # fmt: skip
 
 
-def read_sound(place: tuple[Path, int, int]) -> np.ndarray:
-    """The caller of a row, [N] float32 at 24 kHz. ConfigError for sound that cannot be read."""
-    import soundfile
-
-    file, group, number = place
-    held = _sounds(file, group)[number]
-    try:
-        wave, rate_hz = soundfile.read(io.BytesIO(held["bytes"]), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, TypeError, KeyError) as error:
-        raise ConfigError(
-            f"{file}, row group {group}, row {number}: the question's sound cannot be read ({error})"
-        ) from error
-    return resample(torch.from_numpy(wave.mean(axis=1, keepdims=True).T.copy()), rate_hz, SAMPLE_RATE_HZ)[0].numpy()
-
-
-@lru_cache(maxsize=4)
-def _sounds(file: Path, group: int) -> list[Any]:
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.ParquetFile(file).read_row_group(group, columns=["question_audio"])
-    return table.column("question_audio").to_pylist()
-
-
 def _rows(file: Path) -> list[dict[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        opened = pyarrow.parquet.ParquetFile(file)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ConfigError(f"{file}: not a parquet file ({error}); download it again") from error
-    needed = {"sample_id", "question_audio", "question_transcript"}
-    if missing := needed - set(opened.schema_arrow.names):
-        raise ConfigError(f"{file}: no column {', '.join(sorted(missing))}; expected kyutai/Babillage as on the hub")
-    columns = [name for name in opened.schema_arrow.names if not name.endswith(("_audio", "_alignment"))]
-    rows = []
-    for group in range(opened.num_row_groups):
-        told = opened.read_row_group(group, columns=columns).to_pylist()
-        rows += [row | {"place": (file, group, number)} for number, row in enumerate(told)]
-    return rows
+    needed = {"sample_id", "question_transcript"}
+    return [row | {"place": place} for row, place in read_rows(file, needed=needed, column="question_audio")]
 
 
 def _captions(rows: list[dict[str, Any]], folder: Path) -> list[Row]:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from eval.babillage_data import SPLITS, Row, read_sound, read_subset, subset_files
+from eval.babillage_data import SPLITS, Row, read_subset, subset_files
 from eval.cider import Cider
 from eval.scoring import mean, normalise
+from eval.spoken_rows import read_sound
 from eval.task import PROMPT_RATE_HZ, MissingDataError, Prompt, Reply, Settings, Task, spoken
 from eval.vqa_accuracy import exact_accuracy, spoken_accuracy
 from mmspeech.config import ConfigError

@@ -1,0 +1,121 @@
+"""Who says what an open answer is worth: rules, or a language model behind an OpenAI-compatible address.
+
+Replaceable: `--judge rules`, or `--judge http://host:8000/v1#model-name` (the key is in OPENAI_API_KEY).
+"""
+
+import json
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Protocol
+
+from eval.scoring import holds_answer, normalise
+from mmspeech.config import ConfigError
+
+LETTERS = "ABCD"
+RATES = (1, 5)
+_TRIES = 4
+_TIMEOUT_SEC = 60.0
+# Beginnings of sentences by which an assistant declines, as people write them; ours, and not complete.
+REFUSALS = (
+    "i can't", "i cannot", "i won't", "i will not", "i'm sorry", "i am sorry", "i'm not able", "i am not able",
+    "i'm unable", "i am unable", "i must decline", "i refuse", "no i can't", "that is not something i can",
+)  # fmt: skip
+
+
+class Judge(Protocol):
+    """Rates what no rule can: how well `answer` answers `question`, from 0 to 1; None: it cannot tell."""
+
+    def rate(self, question: str, answer: str, reference: str | None) -> float | None: ...
+
+
+def open_judge(name: str) -> Judge:
+    """The judge that `--judge` names; ConfigError for a name that is none."""
+    if name == "rules":
+        return NoJudge()
+    address, _, model = name.partition("#")
+    if address.startswith(("http://", "https://")) and model:
+        return ServedJudge(address.rstrip("/"), model)
+    raise ConfigError(f"--judge {name}: expected rules, or http(s)://host/v1#model-name")
+
+
+class NoJudge:
+    """Open answers stay unrated."""
+
+    def rate(self, question: str, answer: str, reference: str | None) -> float | None:
+        return None
+
+
+@dataclass(frozen=True)
+class ServedJudge:
+    """A model that rates from 1 to 5, at temperature 0. ConfigError when it cannot be had, or gives no number."""
+
+    address: str
+    model: str
+    wait_sec: float = 1.0  # before the second try; twice as long before each next
+
+    def rate(self, question: str, answer: str, reference: str | None) -> float | None:
+        if not answer:
+            return 0.0
+        told = f"Question: {question}\nAnswer: {answer}\n" + (f"A right answer: {reference}\n" if reference else "")
+        said = self._ask(
+            "You rate spoken answers, which are written down here. Give one number from 1 (useless or wrong) to 5 "
+            "(right, complete and fit to be spoken). Say the number only.",
+            told,
+        )
+        found = re.search(r"\b([1-5])\b", said)
+        if found is None:
+            raise ConfigError(
+                f"{self.address}: the judge {self.model} said {said[:80]!r}; expected a number from 1 to 5"
+            )
+        low, high = RATES
+        return (int(found.group(1)) - low) / (high - low)
+
+    def _ask(self, task: str, told: str) -> str:
+        messages = [{"role": "system", "content": task}, {"role": "user", "content": told}]
+        body = json.dumps({"model": self.model, "messages": messages, "temperature": 0, "max_tokens": 8}).encode()
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("OPENAI_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(f"{self.address}/chat/completions", data=body, headers=headers)
+        for number in range(_TRIES):
+            try:
+                with urllib.request.urlopen(request, timeout=_TIMEOUT_SEC) as response:
+                    return str(json.load(response)["choices"][0]["message"]["content"])
+            except urllib.error.HTTPError as error:
+                if error.code < 500 and error.code != 429:
+                    raise ConfigError(f"{self.address}: the judge refused ({error.code} {error.reason})") from error
+                problem: Exception = error
+            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+                problem = error
+            if number + 1 < _TRIES:
+                time.sleep(self.wait_sec * 2**number)
+        reason = f"{type(problem).__name__}: {problem}"
+        raise ConfigError(f"{self.address}: the judge {self.model} did not answer in {_TRIES} tries ({reason})")
+
+
+def chosen_letter(answer: str) -> str | None:
+    """The option that an answer to multiple choice names: "B", "the answer is b"; None: none, or several."""
+    words = re.findall(r"[A-Za-z']+", answer)
+    named = re.findall(r"(?:answer|option|choice)\s*(?:is|would be|:)?\s*\(?([A-Da-d])\b", answer)
+    if not named:
+        # "a" alone is an article more often than an answer.
+        named = [word for word in words if word in LETTERS] or [word for word in words if word in "bcd"]
+        if not named and len(words) == 1 and words[0].upper() in LETTERS:
+            named = words
+    letters = {letter.upper() for letter in named}
+    return letters.pop() if len(letters) == 1 else None
+
+
+def refuses(answer: str) -> bool:
+    """Whether an answer begins by declining."""
+    said = " ".join(normalise(answer))
+    return any(said.startswith(" ".join(normalise(start))) for start in REFUSALS)
+
+
+def holds_reference(answer: str, references: list[str]) -> bool:
+    """Whether one of the references stands in an answer as whole words."""
+    return holds_answer(normalise(answer), references)
