@@ -11,8 +11,10 @@ from torch import Tensor
 from eval.task import Prompt
 from mmspeech.config import ConfigError
 from mmspeech.frames import seconds_to_frames
-from mmspeech.serve.eyes import check_sight, look
+from mmspeech.lm.sight import see_calls
+from mmspeech.serve.eyes import check_sight
 from mmspeech.types import VisualContext
+from mmspeech.vision.image import to_pixels
 
 if TYPE_CHECKING:
     from mmspeech.checkpoint import Bundle
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def option_scores(bundle: "Bundle", prompt: Prompt) -> list[float]:
     """The log-probability (natural, summed over its tokens) of each of the prompt's options after its text, with its
-    last picture in view. ConfigError for an option that has no token in this model's vocabulary."""
+    pictures in view. ConfigError for an option that has no token in this model's vocabulary."""
     context = bundle.tokenizer.encode(prompt.text)
     endings = [bundle.tokenizer.encode(option) for option in prompt.options]
     for option, ids in zip(prompt.options, endings, strict=True):
@@ -49,11 +51,24 @@ def _text_logits(bundle: "Bundle", rows: Tensor, prompt: Prompt) -> Tensor:
 
 
 def _visual(bundle: "Bundle", prompt: Prompt, count: int) -> VisualContext | None:
+    """What `count` rows see: the last pictures that the model remembers, the newest of which comes with the first
+    word."""
     if not prompt.pictures:
         return None
     check_sight(bundle)
-    state, seen = bundle.model.tower.init_state(1), None
-    for at_sec, picture in prompt.pictures:
-        seen = look(bundle, [picture], rows=[0], steps=[seconds_to_frames(at_sec)], state=state)
-    keys, values = (tuple(tensor.expand(count, -1, -1) for tensor in pair) for pair in (seen.keys, seen.values))
-    return VisualContext(keys, values, seen.onset_frames.expand(count, -1))
+    model, weight = bundle.model, next(bundle.model.lm.parameters())
+    steps = torch.tensor([seconds_to_frames(at_sec) for at_sec, _ in prompt.pictures], device=weight.device)
+    state, row = model.tower.init_state(1), torch.zeros(1, dtype=torch.long, device=weight.device)
+    seen = []
+    for step, (_, picture) in zip(steps, prompt.pictures, strict=True):
+        pixels = to_pixels(picture, bundle.config.vision.image_size_px, model.tower.mean, model.tower.std)
+        pixels = pixels[None].to(device=weight.device, dtype=weight.dtype)
+        seen.append(model.tower(pixels, state=state, onset_frames=step[None], rows=row))
+    features = torch.cat([features for features, _ in seen])
+    mask = None if seen[0][1] is None else torch.cat([mask for _, mask in seen])
+    context = see_calls(model, features, torch.zeros_like(steps), steps - steps[-1], batch_size=1, mask=mask)
+    keys, values = (tuple(one.expand(count, -1, -1) for one in pair) for pair in (context.keys, context.values))
+    times = (context.onset_frames, context.until_frames, context.stamp_frames)
+    return VisualContext(
+        keys, values, *(one if one is None else one.expand(count, -1) for one in times), context.at_once
+    )
