@@ -16,11 +16,9 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from rich.box import MARKDOWN
 from rich.console import Console
-from rich.table import Table
 
-from eval.console import progress_bar, shown
+from eval.console import progress_bar, show_markdown, shown
 from eval.replies import KeptReplies
 from eval.responder import ModelResponder
 from eval.results import claim, run_identity, summarise_task, task_identity, write_results
@@ -73,8 +71,7 @@ def ablate(plan_file: Path, places: Places, settings: Settings, *, batch_size: i
     plan = load_config(Plan, plan_file)
     if plan.train is None and any(row.set is not None for row in plan.rows):
         raise ConfigError(f"{plan_file}: rows with `set` need `train`, the configuration that they change")
-    table = Table("", *plan.columns, "gate", box=MARKDOWN)
-    found = []
+    found, lines = [], [("", *plan.columns, "gate")]
     for row in plan.rows:
         if row.set is not None and places.runs is None:
             console.print(
@@ -87,8 +84,8 @@ def ablate(plan_file: Path, places: Places, settings: Settings, *, batch_size: i
             numbers = [_measure(bundle, row, file, places, settings, batch_size) for file in plan.columns.values()]
         gate = numbers[0]["gate"]
         found.append((row.name, *(cell["score"] for cell in numbers), gate))
-        table.add_row(row.name, *(_cell(cell) for cell in numbers), shown(gate))
-    console.print(table)
+        lines.append((row.name, *(_cell(cell) for cell in numbers), shown(gate)))
+    show_markdown(lines, console=console)
     return found
 
 

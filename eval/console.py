@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-_GROUP_COLUMNS = 5  # the first numbers of a summary; all of them are in results.json
+_GROUP_COLUMNS = 6  # the first numbers of a summary; all of them are in results.json
 _NAMED_FAILURES = 10
 _MOST_GROUPS = 30
 
@@ -31,16 +31,17 @@ def show_summary(name: str, summary: dict[str, Any], *, console: Console) -> Non
         console.print(f"  failed: {sample_id}: {reason}", style="red", markup=False)
     if len(failed) > _NAMED_FAILURES:
         console.print(f"  and {len(failed) - _NAMED_FAILURES} more; samples.jsonl names them", style="red")
-    numbers = _plain(summary["all"])
     whole = Table("all", "")
-    for key, value in numbers.items():
+    for key, value in _plain(summary["all"]).items():
         whole.add_row(key, shown(value))
     console.print(whole)
     for group in ("by_kind", "by_voice"):
         if len(summary[group]) > _MOST_GROUPS:
             console.print(f"{len(summary[group])} {group.removeprefix('by_')}s: results.json has the numbers of each")
         elif summary[group]:
-            columns = list(numbers)[:_GROUP_COLUMNS]
+            groups = [_plain(values) for values in summary[group].values()]
+            told = [key for key in groups[0] if any(values.get(key) is not None for values in groups)]
+            columns = told[:_GROUP_COLUMNS]
             table = Table(group.removeprefix("by_"), *columns)
             for name_of_group, values in summary[group].items():
                 table.add_row(name_of_group, *(shown(values.get(key)) for key in columns))
@@ -50,11 +51,14 @@ def show_summary(name: str, summary: dict[str, Any], *, console: Console) -> Non
 def show_scores(summaries: dict[str, Any], *, console: Console) -> None:
     """The scores of all tasks and their kinds as a Markdown table."""
     head = ("task", "kind", "score", "95 % interval", "samples", "failed")
-    rows = [head, *score_rows(summaries)]
+    show_markdown([head, *score_rows(summaries)], console=console)
+
+
+def show_markdown(rows: list[tuple[str, ...]], *, console: Console) -> None:
+    """A Markdown table, its head first, to be copied whole: never wrapped to a terminal's width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, tuple("-" * width for width in widths))
+    rows = [rows[0], tuple("-" * width for width in widths), *rows[1:]]
     lines = (" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    # To be copied whole: never wrapped to a terminal's width.
     console.print("\n".join(f"| {line} |" for line in lines), soft_wrap=True, markup=False, highlight=False)
 
 
