@@ -11,7 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
-VERBS = ("mmspeech", "mmspeech.cli", "data_prep")  # programs whose first word is a verb with options of its own
+VERBS = ("mmspeech", "mmspeech.cli", "data_prep", "eval")  # a first word that is no option is a verb with its own
 LAUNCHERS = {"torchrun": "torch.distributed.run", "accelerate": "accelerate.commands.launch"}
 OUR_FOLDERS = ("configs/", "examples/", "tests/")
 
@@ -26,7 +26,7 @@ def check(words: list[str]) -> None:
         check(["python", "-m", LAUNCHERS[words[0]], *(word for word in words[1:module] if word != "launch")])
         words = ["python", *words[module:]]
     program, rest = (words[0], words[1:]) if words[0] != "python" else (words[2], words[3:])
-    verb = rest[:1] if program in VERBS else []
+    verb = rest[:1] if program in VERBS and not rest[0].startswith("-") else []
     known = set(re.findall(r"--[a-z][a-z_-]*", help_text(program, verb)))
     for word in rest[len(verb) :]:
         option = word.partition("=")[0]
