@@ -20,20 +20,30 @@ if TYPE_CHECKING:
     from mmspeech.checkpoint import Bundle
 
 
-@torch.no_grad()
 def option_scores(bundle: "Bundle", prompt: Prompt) -> list[float]:
     """The log-probability (natural, summed over its tokens) of each of the prompt's options after its text, with its
     pictures in view. ConfigError for an option that has no token in this model's vocabulary."""
+    return [score for score, _ in judged_options(bundle, prompt)]
+
+
+@torch.no_grad()
+def judged_options(bundle: "Bundle", prompt: Prompt) -> list[tuple[float, bool]]:
+    """The same, and whether each token of the option is the likeliest after those before it."""
     context = bundle.tokenizer.encode(prompt.text)
     endings = [bundle.tokenizer.encode(option) for option in prompt.options]
     for option, ids in zip(prompt.options, endings, strict=True):
         if not ids:
             raise ConfigError(f"the option {option!r} has no token of this model's tokenizer")
     rows = _padded([context + ids for ids in endings])
-    logits = _text_logits(bundle, rows, prompt)
-    scores = logits.float().log_softmax(dim=-1).gather(2, rows.to(logits.device)[:, :, None])[:, :, 0]
-    first = len(context)
-    return [float(row[first : first + len(ids)].sum()) for row, ids in zip(scores, endings, strict=True)]
+    logits = _text_logits(bundle, rows, prompt).float()
+    rows = rows.to(logits.device)
+    scores = logits.log_softmax(dim=-1).gather(2, rows[:, :, None])[:, :, 0]
+    likeliest = logits.argmax(dim=-1) == rows
+    places = [slice(len(context), len(context) + len(ids)) for ids in endings]
+    return [
+        (float(row[place].sum()), bool(best[place].all()))
+        for row, best, place in zip(scores, likeliest, places, strict=True)
+    ]
 
 
 def _padded(texts: list[list[int]]) -> Tensor:
