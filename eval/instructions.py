@@ -10,7 +10,12 @@ from eval.scoring import normalise
 def follows(answer: str, instruction: str, options: dict[str, Any]) -> bool | None:
     """Whether an answer does what an instruction (its id and options) asks; None when no rule here can tell."""
     check = CHECKS.get(instruction)
-    return None if check is None else check(answer, {key: value for key, value in options.items() if value is not None})
+    if check is None:
+        return None
+    try:
+        return check(answer, {key: value for key, value in options.items() if value is not None})
+    except KeyError:  # the row does not say what it asks
+        return None
 
 
 def _words_said(answer: str, options: dict[str, Any]) -> bool:

@@ -3,11 +3,13 @@
 Replaceable: `--judge rules`, or `--judge http://host:8000/v1#model-name` (the key is in OPENAI_API_KEY).
 """
 
+import http.client
 import json
 import os
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from typing import Protocol
@@ -37,9 +39,18 @@ def open_judge(name: str) -> Judge:
     if name == "rules":
         return NoJudge()
     address, _, model = name.partition("#")
-    if address.startswith(("http://", "https://")) and model:
+    if _is_address(address) and model:
         return ServedJudge(address.rstrip("/"), model)
     raise ConfigError(f"--judge {name}: expected rules, or http(s)://host/v1#model-name")
+
+
+def _is_address(address: str) -> bool:
+    """Whether there is a host to ask; a port that is no number, and spaces, are not for urllib to find out."""
+    try:
+        parts = urllib.parse.urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in address
+    except ValueError:
+        return False
 
 
 class NoJudge:
@@ -51,7 +62,8 @@ class NoJudge:
 
 @dataclass(frozen=True)
 class ServedJudge:
-    """A model that rates from 1 to 5, at temperature 0. ConfigError when it cannot be had, or gives no number."""
+    """A model that rates from 1 to 5, at temperature 0. ConfigError when it cannot be had; None where it gives no
+    number: it would give none the next time either, and one answer must not end a run of hundreds."""
 
     address: str
     model: str
@@ -66,13 +78,11 @@ class ServedJudge:
             "(right, complete and fit to be spoken). Say the number only.",
             told,
         )
-        found = re.search(r"\b([1-5])\b", said)
-        if found is None:
-            raise ConfigError(
-                f"{self.address}: the judge {self.model} said {said[:80]!r}; expected a number from 1 to 5"
-            )
+        found = re.search(r"\d+(?:\.\d+)?", said)
         low, high = RATES
-        return (int(found.group(1)) - low) / (high - low)
+        if found is None or not low <= float(found.group()) <= high:
+            return None
+        return (float(found.group()) - low) / (high - low)
 
     def _ask(self, task: str, told: str) -> str:
         messages = [{"role": "system", "content": task}, {"role": "user", "content": told}]
@@ -84,12 +94,12 @@ class ServedJudge:
         for number in range(_TRIES):
             try:
                 with urllib.request.urlopen(request, timeout=_TIMEOUT_SEC) as response:
-                    return str(json.load(response)["choices"][0]["message"]["content"])
+                    return str(json.load(response)["choices"][0]["message"]["content"] or "")
             except urllib.error.HTTPError as error:
                 if error.code < 500 and error.code != 429:
                     raise ConfigError(f"{self.address}: the judge refused ({error.code} {error.reason})") from error
                 problem: Exception = error
-            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
                 problem = error
             if number + 1 < _TRIES:
                 time.sleep(self.wait_sec * 2**number)
@@ -99,12 +109,15 @@ class ServedJudge:
 
 def chosen_letter(answer: str) -> str | None:
     """The option that an answer to multiple choice names: "B", "the answer is b"; None: none, or several."""
-    words = re.findall(r"[A-Za-z']+", answer)
-    named = re.findall(r"(?:answer|option|choice)\s*(?:is|would be|:)?\s*\(?([A-Da-d])\b", answer)
+    says = r"(?i:answer|option|choice)\s*(?i:is|would be|:)?\s*\(?([A-D]\b|[b-d]\b|a\b(?!\s+[a-z]))"
+    named = re.findall(says, answer)
     if not named:
-        # "a" alone is an article more often than an answer.
-        named = [word for word in words if word in LETTERS] or [word for word in words if word in "bcd"]
-        if not named and len(words) == 1 and words[0].upper() in LETTERS:
+        # "A dog" and "a dog" begin with an article.
+        words = re.findall(
+            r"[A-Za-z']+", re.sub(r"(^A|(?<=[.!?] )A|\ba)\s+(?!or\b|and\b|is\b|because\b)(?=[a-z])", "", answer.strip())
+        )
+        named = [word for word in words if word in tuple(LETTERS)] or [word for word in words if word in tuple("bcd")]
+        if not named and words == ["a"]:
             named = words
     letters = {letter.upper() for letter in named}
     return letters.pop() if len(letters) == 1 else None

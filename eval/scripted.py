@@ -49,4 +49,5 @@ def _later(reply: Reply) -> Reply:
     for word in words:
         word.start_sec += LATE_SEC
     silence = np.zeros(int(LATE_SEC * PROMPT_RATE_HZ), np.float32)
-    return Reply(words, np.concatenate([silence, reply.wave]), [0.0] * int(LATE_SEC * 12.5) + reply.gates)
+    gates = [0.0] * int(LATE_SEC * 12.5) + reply.gates
+    return Reply(words, np.concatenate([silence, reply.wave]), gates, reply.option_scores)

@@ -5,6 +5,7 @@ SPLIT.jsonl with prompt, response and reference.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from eval.run import SAMPLES, read_records
 from eval.spoken_rows import Place, read_rows
 from mmspeech.config import ConfigError
 
-OPEN = ("alpacaeval", "alpacaeval_full", "commoneval", "wildvoice", "mtbench")
+OPEN = ("alpacaeval", "alpacaeval_full", "commoneval", "wildvoice")
 FACTS = ("sd-qa",)
 CHOICES = ("mmsu", "openbookqa")
 HARM = ("advbench",)
@@ -26,7 +27,7 @@ SPLITS = (*OPEN, *FACTS, *CHOICES, *HARM, *INSTRUCTIONS, *YES_NO)
 
 @dataclass(frozen=True)
 class Asked:
-    """A spoken question. `told`: all that its row says."""
+    """A spoken question. `told`: all that its row says. `voice`: the region of its speaker (sd-qa)."""
 
     id: str
     kind: str
@@ -54,9 +55,15 @@ def read_split(split: str, files: list[Path]) -> list[Asked]:
             told.get("reference") or told.get("output"),
             place,
             told,
+            _region(split, place.file),
         )
         for number, (told, place) in enumerate(rows)
     ]
+
+
+def _region(split: str, file: Path) -> str:
+    """ "usa" of usa-00000-of-00001.parquet: sd-qa asks the same questions in eleven regions' voices."""
+    return re.sub(r"-\d+-of-\d+$", "", file.stem) if split in FACTS else "all"
 
 
 def export(run: Path, out: Path) -> int:

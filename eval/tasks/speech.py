@@ -106,7 +106,7 @@ def measure_sound(wave: np.ndarray, *, words: int) -> dict[str, float | None]:
     speech = wave[sounding[0] * size : (sounding[-1] + 1) * size]
     found |= {
         "words_per_sec": round(words / (len(sounding) * size / PROMPT_RATE_HZ), 3),
-        "silence_share": round(1.0 - len(sounding) / (sounding[-1] + 1 - sounding[0]), 4),
+        "silence_share": round(1.0 - len(sounding) / int(sounding[-1] + 1 - sounding[0]), 4),
         "loudness_lufs": _loudness_lufs(speech),
     }
     return found | _quality(speech)

@@ -2,9 +2,9 @@
 
 By rule: mmsu and openbookqa (the option named), sd-qa (an answer of the reference stands in the reply; VoiceBench also
 asks PEDANT, which is not used here), bbh (the reference's yes, no or option), advbench (the model declines), ifeval
-(those instructions that eval/instructions.py can check). alpacaeval, commoneval, wildvoice and mtbench need a judge
-(`--judge URL#MODEL`, 1 to 5, told as 0 to 1); by rules alone they have no score. `python -m eval.voicebench_data`
-writes VoiceBench's own answer files.
+(those instructions that eval/instructions.py can check). alpacaeval, commoneval and wildvoice need a judge
+(`--judge URL#MODEL`, 1 to 5, told as 0 to 1); by rules alone they have no score. mtbench, whose questions have two
+turns, is not asked. `python -m eval.voicebench_data` writes VoiceBench's own answer files.
 """
 
 import re
@@ -30,7 +30,7 @@ def build(settings: Settings, bundle: "Bundle | None") -> "VoiceBench":
     files = split_files(folder)
     if not files:
         raise MissingDataError(
-            f"no splits in {folder}: get hlt-lab/voicebench from the hub (licences: see its page), "
+            f"no splits in {folder}: get hlt-lab/voicebench from the hub (Apache-2.0), "
             "a folder for each split with its parquet files"
         )
     rows = [row for split, own in files.items() for row in read_split(split, own)[: settings.limit]]

@@ -20,6 +20,10 @@ def server():
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             server.asked.append((self.path, dict(self.headers), body))
             reply = server.replies.pop(0)
+            if isinstance(reply, bytes):  # no HTTP that anyone expects
+                self.wfile.write(reply)
+                self.close_connection = True
+                return
             self.send_response(reply if isinstance(reply, int) else 200)
             self.end_headers()
             if not isinstance(reply, int):
@@ -63,7 +67,9 @@ def test_a_judge_that_stumbles_is_asked_again(server):
     [
         ([401], "refused .401"),
         ([500] * 4, "did not answer in 4 tries"),
-        (["well, good"], "a number from 1 to 5"),
+        ([b""] * 4, "did not answer in 4 tries"),
+        ([b"hello\r\n\r\n"] * 4, "did not answer in 4 tries"),
+        ([b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"] * 4, "did not answer in 4 tries"),
     ],
 )
 def test_a_judge_that_cannot_be_had_is_named(server, replies, message):
@@ -72,10 +78,19 @@ def test_a_judge_that_cannot_be_had_is_named(server, replies, message):
         judge_of(server).rate("why", "because", None)
 
 
+@pytest.mark.parametrize(
+    ("said", "rated"),
+    [("well, good", None), ("", None), ("0.5", None), ("7", None), ("4.5", 0.875), ("Rating: 2", 0.25)],
+)
+def test_what_is_no_rating_rates_nothing(server, said, rated):
+    server.replies.append(said)
+    assert judge_of(server).rate("why", "because", None) == rated
+
+
 def test_judges_by_name():
     assert isinstance(open_judge("rules"), NoJudge) and open_judge("rules").rate("a", "b", None) is None
     assert open_judge("https://host/v1/#m") == ServedJudge("https://host/v1", "m")
-    for name in ("gpt", "http://host/v1", "ftp://host#m"):
+    for name in ("gpt", "http://host/v1", "ftp://host#m", "http://h:port/v1#m", "http://h h/v1#m", "http:///v1#m"):
         with pytest.raises(ConfigError, match="model-name"):
             open_judge(name)
 
@@ -85,6 +100,8 @@ def test_judges_by_name():
     [
         ("B", "B"), ("the answer is c", "C"), ("I think the answer is (D) because of A", "D"), ("option a", "A"),
         ("a", "A"), ("a dog is an animal", None), ("A or B", None), ("", None), ("it is b", "B"), ("C. the sea", "C"),
+        ("A dog is an animal", None), ("The answer is a dog", None), ("The answer is A because", "A"), ("a CD", None),
+        ("AB", None), ("Answer: a", "A"), ("**B**", "B"), ("It's B. A cat is small", "B"), ("A. wood", "A"),
     ],
 )  # fmt: skip
 def test_the_option_named(answer, letter):
@@ -109,6 +126,7 @@ def test_refusals():
         ("change_case:english_capital", {}, "Not Capital", False),
         ("startend:end_checker", {"end_phrase": "Good night!"}, "so good night", True),
         ("combination:two_responses", {}, "anything", None),
+        ("keywords:existence", {"keywords": None}, "anything", None),
     ],
 )
 def test_instructions_by_rule(instruction, options, answer, done):

@@ -39,7 +39,8 @@ def data(tmp_path):
         folder = tmp_path / "voicebench" / split
         folder.mkdir(parents=True)
         table = pyarrow.Table.from_pylist([row | {"audio": sound()} for row in rows])
-        parquet.write_table(table, folder / "test-00000-of-00001.parquet", row_group_size=1)
+        name = "usa" if split == "sd-qa" else "test"
+        parquet.write_table(table, folder / f"{name}-00000-of-00001.parquet", row_group_size=1)
     return tmp_path
 
 
@@ -47,6 +48,7 @@ def test_the_rules_of_every_split(data, tmp_path):
     task = find("voicebench")(Settings(data=data), None)
     assert {sample.kind for sample in task.samples} == set(ROWS) and len(task.samples) == 8
     samples = {sample.id: sample for sample in task.samples}
+    assert samples["sd-qa/00000"].voice == "usa" and samples["bbh/00000"].voice == "all"
 
     def worth(name, said):
         sample = samples[name]
@@ -93,10 +95,10 @@ def test_what_is_missing_or_foreign_is_named(data, tmp_path):
         find("voicebench")(Settings(data=tmp_path / "none"), None)
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     table = pyarrow.Table.from_pylist([{"prompt": "x", "reference": "y", "audio": {"bytes": b"none", "path": None}}])
-    parquet.write_table(table, data / "voicebench" / "sd-qa" / "test-00000-of-00001.parquet")
+    parquet.write_table(table, data / "voicebench" / "sd-qa" / "usa-00000-of-00001.parquet")
     task = find("voicebench")(Settings(data=data), None)
     found = measure(task, tmp_path / "o", who="silent")
     assert "no readable sound" in found["failed"]["sd-qa/00000"] and found["by_kind"]["sd-qa"]["count"] == 1
-    parquet.write_table(table.drop_columns(["prompt"]), data / "voicebench" / "sd-qa" / "test-00000-of-00001.parquet")
+    parquet.write_table(table.drop_columns(["prompt"]), data / "voicebench" / "sd-qa" / "usa-00000-of-00001.parquet")
     with pytest.raises(ConfigError, match="no column prompt"):
         find("voicebench")(Settings(data=data), None)
