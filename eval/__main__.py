@@ -1,17 +1,21 @@
 """`python -m eval --model DIR_OR_ID --tasks a,b --out DIR`, and `python -m eval compare A B`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eval.task import MissingDataError, Pictures, Settings, Task
-from mmspeech.config import ConfigError, GenerationConfig
+from eval.console import told_errors
+from eval.task import GREEDY, MissingDataError, Pictures, Settings, Task
+from mmspeech.config import ConfigError
+
+if TYPE_CHECKING:
+    from eval.who import How
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 SENTENCES = Path(__file__).parent / "sentences"
-GREEDY = GenerationConfig(text_temperature=0.0, audio_temperature=0.0)
 
 
 @app.callback(invoke_without_command=True)
@@ -47,7 +51,9 @@ def main(
     if tasks == "list":
         list_tasks()
         return
-    try:
+    from eval.who import How
+
+    with told_errors():
         settings = Settings(
             data=data,
             manifest=manifest,
@@ -61,9 +67,6 @@ def main(
         )
         how = How(model=model, batch_size=batch_size, processes=processes, device=device, paced=paced)
         evaluate(settings, how, tasks=tasks, out=out)
-    except (ConfigError, OSError) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
 
 
 def list_tasks() -> None:
@@ -84,11 +87,8 @@ def compare(
 
     from eval.compare import compare_runs
 
-    try:
+    with told_errors():
         compare_runs(a, b, console=Console())
-    except ConfigError as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
 
 
 @app.command()
@@ -108,35 +108,22 @@ def ablate(
     from eval.ablate import ablate as run_plan
 
     settings = Settings(limit=limit, seed=seed, sampling=GREEDY, recogniser="none")
-    try:
+    with told_errors():
         run_plan(plan, Places(data, runs, out), settings, batch_size=batch_size, console=Console())
-    except (ConfigError, OSError) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
 
 
-@dataclass(frozen=True)
-class How:
-    """Who is measured, and on what."""
-
-    model: str | None = None
-    batch_size: int = 16
-    processes: int = 1
-    device: str = "cpu"
-    paced: bool = False
-
-
-def evaluate(settings: Settings, how: How, *, tasks: str, out: Path) -> Path:
+def evaluate(settings: Settings, how: "How", *, tasks: str, out: Path) -> Path:
     """Run the tasks and write `out`/results.json and report.html; returns the former's path.
 
     A task whose data are not there is told of and left out, unless all are.
     """
     from rich.console import Console
 
-    from eval.console import show_scores
+    from eval.console import progress_bar, show_scores, show_summary
+    from eval.measure import Run, measure_tasks
     from eval.report import write_report
-    from eval.results import claim, run_identity, task_identity, write_results
-    from eval.who import opened_bundle
+    from eval.results import RESULTS, run_identity
+    from eval.who import opened_bundle, responders
 
     console = Console()
     bundle = opened_bundle(how.model, how.device)
@@ -148,46 +135,13 @@ def evaluate(settings: Settings, how: How, *, tasks: str, out: Path) -> Path:
         raise ConfigError("none of the tasks could be run: " + "; ".join(f"{n}: {why}" for n, why in missing.items()))
     who = how.model or "embedded"
     identity = run_identity(settings=settings, bundle=bundle, who=who, batch_size=how.batch_size)
-    about = {task.name: task_identity(task) for task in built}
-    claim(out, identity, about)
-    summaries, spent_sec = run_all(built, bundle, settings, how, out=out, console=console)
-    summaries = {name: about[name] | summary for name, summary in summaries.items()}
-    file = write_results(out, identity=identity, tasks=summaries, missing=missing, spent_sec=spent_sec, bundle=bundle)
+    run = Run(out, identity, bundle, how.processes, missing)
+    with responders(bundle, how, settings=settings, out=out) as responder_of:
+        show = partial(show_summary, console=console)
+        summaries = measure_tasks(built, run, responder_of, progress=progress_bar, measured=show)
     show_scores(summaries, console=console)
-    typer.echo(f"{file}\n{write_report(out)}")
-    return file
-
-
-def run_all(built: list[Task], bundle, settings: Settings, how: How, *, out: Path, console):
-    """Each task's summary and the seconds it took, by name."""
-    from contextlib import nullcontext
-
-    from eval.console import progress_bar, show_summary
-    from eval.results import summarise_task
-    from eval.run import run_task
-    from eval.who import opened_model, script_of
-
-    opened = nullcontext()
-    if bundle is not None:
-        place = {"out": out, "device": how.device, "paced": how.paced, "processes": how.processes}
-        opened = opened_model(bundle, settings=settings, **place)
-    summaries, spent_sec = {}, {}
-    with opened as model:
-        for task in built:
-            responder = script_of(how.model, task) if model is None else model
-            with progress_bar(task.name) as advance:
-                records, spent = run_task(
-                    task,
-                    responder,
-                    out=out,
-                    seed=settings.seed,
-                    batch_size=how.batch_size,
-                    at_once=how.processes,
-                    progress=advance,
-                )
-            summaries[task.name], spent_sec[task.name] = summarise_task(task, records), round(spent, 1)
-            show_summary(task.name, summaries[task.name], console=console)
-    return summaries, spent_sec
+    typer.echo(f"{out / RESULTS}\n{write_report(out)}")
+    return out / RESULTS
 
 
 def with_own_sentences(settings: Settings, bundle) -> Settings:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +19,13 @@ from pydantic import Field
 from rich.console import Console
 
 from eval.console import progress_bar, show_markdown, shown
+from eval.measure import Run, measure_tasks
 from eval.replies import KeptReplies
 from eval.responder import ModelResponder
-from eval.results import claim, run_identity, summarise_task, task_identity, write_results
-from eval.run import run_task
+from eval.results import run_identity
 from eval.task import Settings
 from eval.tasks import find
-from eval.who import reply_identity
+from eval.who import REPLIES, reply_identity
 from mmspeech.checkpoint import Bundle, load_model
 from mmspeech.config import ConfigError, StrictModel, load_config
 from mmspeech.serve.engine import settle_threads
@@ -110,23 +110,18 @@ def _measure(
     bundle: Bundle, row: Row, manifest: str, places: Places, settings: Settings, batch_size: int
 ) -> dict[str, Any]:
     """The numbers of one cell; its results are a run of their own under out."""
-    own = {"data": places.data, "manifest": places.data / manifest, "pictures": row.pictures}
-    settings = Settings(**(vars(settings) | own))
+    changed = {"data": places.data, "manifest": places.data / manifest, "pictures": row.pictures}
+    settings = replace(settings, **changed)
     task = find(TASK)(settings, bundle)
     out = places.out / slug(row.name) / Path(manifest).stem
     identity = run_identity(settings=settings, bundle=bundle, who=row.name, batch_size=batch_size) | {"gate": row.gate}
-    about = {task.name: task_identity(task)}
-    claim(out, identity, about)
     key = reply_identity(bundle, settings.sampling or bundle.config.generation) | {"gate": row.gate}
-    responder = KeptReplies(ModelResponder(bundle, sampling=settings.sampling), out / "replies", identity=key)
-    with progress_bar(f"{row.name}, {Path(manifest).stem}") as advance:
-        records, spent_sec = run_task(
-            task, responder, out=out, seed=settings.seed, batch_size=batch_size, progress=advance
-        )
-    summary = about[task.name] | summarise_task(task, records)
-    tasks, times = {task.name: summary}, {task.name: round(spent_sec, 1)}
-    write_results(out, identity=identity, tasks=tasks, missing={}, spent_sec=times, bundle=bundle)
-    return summary["all"]
+    responder = KeptReplies(ModelResponder(bundle, sampling=settings.sampling), out / REPLIES, identity=key)
+
+    def bar(_: str):
+        return progress_bar(f"{row.name}, {Path(manifest).stem}")
+
+    return measure_tasks([task], Run(out, identity, bundle), lambda task: responder, progress=bar)[task.name]["all"]
 
 
 def _trained(row: Row, config: str, runs: Path) -> str:

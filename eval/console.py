@@ -4,13 +4,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mmspeech.config import ConfigError
+
 _GROUP_COLUMNS = 6  # the first numbers of a summary; all of them are in results.json
 _NAMED_FAILURES = 10
 _MOST_GROUPS = 30
+
+
+@contextmanager
+def told_errors() -> Iterator[None]:
+    """What the user can mend becomes one line on stderr and exit code 2."""
+    try:
+        yield
+    except (ConfigError, OSError) as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import soundfile
 import typer
 
+from eval.console import told_errors
 from eval.run import SAMPLES, read_records
 from mmspeech.config import ConfigError
 
@@ -75,11 +76,8 @@ def main(
     out: Annotated[Path, typer.Argument(help="folder to write to")],
 ) -> None:
     """Write what the scripts of Full-Duplex-Bench read."""
-    try:
+    with told_errors():
         typer.echo(f"{out}: {export(run, out)} samples")
-    except (ConfigError, OSError) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.task import PROMPT_RATE_HZ, Prompt
+from eval.task import Prompt
+from mmspeech.frames import SAMPLE_RATE_HZ
 
 ASKED, SEEN = "asked", "seen"
 _SIZE_PX = 160
@@ -23,15 +24,23 @@ def keep_prompt(out: Path, prompt: Prompt) -> dict[str, str]:
 
 
 def _keep_sound(out: Path, wave: np.ndarray) -> str:
+    file = _place(out, ASKED, _pcm16(wave).tobytes(), ".flac")
+    if not file.is_file():
+        write_flac(file, wave)
+    return str(file.relative_to(out))
+
+
+def write_flac(file: Path, wave: np.ndarray) -> None:
+    """A wave [N] at 24 kHz as 16-bit FLAC, there whole or not at all."""
     import soundfile
 
-    samples = (np.asarray(wave).clip(-1, 1) * 32767).round().astype(np.int16)
-    file = _place(out, ASKED, samples.tobytes(), ".flac")
-    if not file.is_file():
-        temporary = file.with_suffix(".tmp.flac")
-        soundfile.write(str(temporary), samples, PROMPT_RATE_HZ, format="FLAC", subtype="PCM_16")
-        temporary.replace(file)
-    return str(file.relative_to(out))
+    temporary = file.with_suffix(".tmp.flac")
+    soundfile.write(str(temporary), _pcm16(wave), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+    temporary.replace(file)
+
+
+def _pcm16(wave: np.ndarray) -> np.ndarray:
+    return (np.asarray(wave).clip(-1, 1) * 32767).round().astype(np.int16)
 
 
 def _keep_picture(out: Path, picture) -> str:

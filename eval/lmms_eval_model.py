@@ -9,6 +9,7 @@ A question is put into the model's text stream; a request that carries sound is 
 the start, a video as its last frames, two a second. What the model then says is the answer, cut at `until`.
 """
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from PIL import Image
 
 from eval.options import judged_options
 from eval.responder import ModelResponder
-from eval.task import PROMPT_RATE_HZ, Prompt
+from eval.sights import last_pictures
+from eval.task import GREEDY, Prompt
 from mmspeech.audio.waveform import resample
-from mmspeech.config import ConfigError, GenerationConfig
-from mmspeech.vision.video import Video
+from mmspeech.config import ConfigError
+from mmspeech.frames import SAMPLE_RATE_HZ
 
 MODEL_ID = "mmspeech"
 VIDEO_FPS, VIDEO_SEC = 2.0, 16.0
@@ -60,8 +62,7 @@ class MmspeechModel(lmms):
         self.bundle = load_model(pretrained, device=check_device(device or "cpu"))
         settle_threads(self.bundle.model)
         self.batch_size = 1 if batch_size == "auto" else int(batch_size)
-        greedy = GenerationConfig(text_temperature=0.0, audio_temperature=0.0)
-        self._responder = ModelResponder(self.bundle, sampling=greedy, max_sec=float(max_sec))
+        self._responder = ModelResponder(self.bundle, sampling=GREEDY, max_sec=float(max_sec))
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """The answers to requests with arguments (context, options, doc_to_visual, doc_id, task, split)."""
@@ -78,7 +79,7 @@ class MmspeechModel(lmms):
         found = []
         for request in requests:
             context, options, doc_to_visual, doc_to_text, doc_id, task, split = request.args
-            doc, visuals, told, rounds = self._doc(doc_id, task, split), None, None, []
+            doc, told, rounds = self._doc(doc_id, task, split), None, []
             visuals = doc_to_visual(doc)
             while True:
                 rounds += self._answers([prompt_of(context, visuals)], [options])
@@ -121,20 +122,13 @@ def prompt_of(context: str, visuals: list[Any] | None) -> Prompt:
         if isinstance(visual, Image.Image):
             pictures.append((0.0, visual.convert("RGB")))
         elif isinstance(visual, str | Path):
-            pictures += _last_frames(Path(visual))
+            pictures += last_pictures(Path(visual), until_sec=math.inf, window_sec=VIDEO_SEC, fps=VIDEO_FPS)
         elif isinstance(visual, dict) and {"array", "sampling_rate"} <= visual.keys():
             heard = torch.as_tensor(np.asarray(visual["array"], np.float32))[None]
-            wave = resample(heard, int(visual["sampling_rate"]), PROMPT_RATE_HZ)[0].numpy()
+            wave = resample(heard, int(visual["sampling_rate"]), SAMPLE_RATE_HZ)[0].numpy()
         else:
             raise ConfigError(f"a {type(visual).__name__} to look at; expected pictures, paths of videos, or sounds")
     return Prompt(wave, pictures, text="" if len(wave) else context)
-
-
-def _last_frames(path: Path) -> list[tuple[float, Any]]:
-    video = Video(path)
-    count = int(min(VIDEO_SEC, video.duration_sec) * VIDEO_FPS) + 1
-    times_sec = [max(0.0, video.duration_sec - (count - 1 - number) / VIDEO_FPS) for number in range(count)]
-    return [(number / VIDEO_FPS, frame.picture) for number, frame in enumerate(video.frames(times_sec))]
 
 
 def cut(answer: str, options: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.responder import ModelResponder
-from eval.task import PROMPT_RATE_HZ, Prompt, Reply
+from eval.task import Prompt, Reply
 from mmspeech.config import GenerationConfig
 
 _own: ModelResponder | None = None  # of a process of the pool
@@ -18,8 +18,6 @@ class PooledResponder:
 
     A context: the processes end with it.
     """
-
-    sample_rate_hz = PROMPT_RATE_HZ
 
     def __init__(self, path: Path, *, sampling: GenerationConfig | None, device: str, processes: int):
         self._pool = ProcessPoolExecutor(

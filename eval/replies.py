@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.task import PROMPT_RATE_HZ, Prompt, Reply, Responder
+from eval.keep import write_flac
+from eval.task import Prompt, Reply, Responder
 from mmspeech.serve.session import SpokenWord
 
 
@@ -23,7 +24,6 @@ class KeptReplies:
     """
 
     def __init__(self, responder: Responder, folder: Path, *, identity: dict[str, Any]):
-        self.sample_rate_hz = responder.sample_rate_hz
         self._responder = responder
         self._folder = folder
         self._identity = json.dumps(identity, sort_keys=True).encode()
@@ -77,14 +77,8 @@ def _read(folder: Path, key: str) -> Reply | None:
 
 
 def _write(folder: Path, key: str, reply: Reply) -> None:
-    import soundfile
-
     if len(reply.wave):
-        sound = folder / f"{key}.flac"
-        temporary = folder / f"{key}.tmp.flac"
-        samples = (reply.wave.clip(-1, 1) * 32767).round().astype(np.int16)
-        soundfile.write(str(temporary), samples, PROMPT_RATE_HZ, format="FLAC", subtype="PCM_16")
-        temporary.replace(sound)
+        write_flac(folder / f"{key}.flac", reply.wave)
     told = {
         "words": [asdict(word) for word in reply.words],
         "gates": reply.gates,

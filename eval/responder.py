@@ -24,11 +24,10 @@ if TYPE_CHECKING:
 class ModelResponder:
     """A checkpoint, frame by frame, all prompts of a batch in lockstep; shorter calls go on in silence.
 
-    `paced`: no faster than people talk; how long the slowest steps took is in `step_sec` then and otherwise.
+    `paced`: no faster than people talk.
     """
 
     version = 1
-    sample_rate_hz = 24_000
 
     def __init__(
         self,
@@ -42,7 +41,6 @@ class ModelResponder:
         self.sampling = sampling
         self.max_sec = max_sec
         self.paced = paced
-        self.step_sec: list[float] = []
 
     def answer(self, samples: Sequence[Any], prompts: Sequence[Prompt], *, seeds: Sequence[int]) -> list[Reply]:
         """Run until every reply has ended (`max_sec` after its question at the latest)."""
@@ -65,13 +63,11 @@ class ModelResponder:
         while not all(row.ended for row in rows):
             if self.paced:
                 time.sleep(max(0.0, began + steps / FRAME_RATE_HZ - time.monotonic()))
-            start = time.perf_counter()
             for index, row in enumerate(rows):
                 for at_sec, picture in row.next_pictures():
                     calls.show(picture, index, at_sec=at_sec)
             forced = torch.tensor([row.next_text() for row in rows])
             result = calls.step(torch.stack([row.next_frame() for row in rows]), text_ids=forced)
-            self.step_sec.append(time.perf_counter() - start)
             steps += 1
             for index, row in enumerate(rows):
                 piece = None if result.out is None else reader.piece(int(result.out.text_ids[index]))

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
-from eval.task import PROMPT_RATE_HZ, Prompt, Reply, Task, spoken
+from eval.task import Prompt, Reply, Task, spoken
+from mmspeech.frames import SAMPLE_RATE_HZ, seconds_to_frames
 
 LATE_SEC = 4.0
 NAMES = ("oracle", "blind", "late", "silent")
@@ -14,8 +15,6 @@ NAMES = ("oracle", "blind", "late", "silent")
 class Scripted:
     """`oracle` says what is right; `blind` what is right of any sample with the same question, drawn at random;
     `late` what is right, LATE_SEC later; `silent` nothing. For one task, whose samples it knows."""
-
-    sample_rate_hz = PROMPT_RATE_HZ
 
     def __init__(self, name: str, task: Task):
         if name not in NAMES:
@@ -28,7 +27,7 @@ class Scripted:
 
     def _reply(self, sample: Any, prompt: Prompt, seed: int) -> Reply:
         if self._name == "silent":
-            empty = spoken("", 0.0, until_sec=len(prompt.wave) / PROMPT_RATE_HZ)
+            empty = spoken("", 0.0, until_sec=len(prompt.wave) / SAMPLE_RATE_HZ)
             return Reply(wave=empty.wave, gates=empty.gates, option_scores=[0.0] * len(prompt.options))
         if self._name == "blind":
             return self._task.right_reply(self._other(sample, seed))
@@ -48,6 +47,6 @@ def _later(reply: Reply) -> Reply:
     words = [copy(word) for word in reply.words]
     for word in words:
         word.start_sec += LATE_SEC
-    silence = np.zeros(int(LATE_SEC * PROMPT_RATE_HZ), np.float32)
-    gates = [0.0] * int(LATE_SEC * 12.5) + reply.gates
+    silence = np.zeros(int(LATE_SEC * SAMPLE_RATE_HZ), np.float32)
+    gates = [0.0] * seconds_to_frames(LATE_SEC) + reply.gates
     return Reply(words, np.concatenate([silence, reply.wave]), gates, reply.option_scores)

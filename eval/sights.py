@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     Frames = list[tuple[float, Image]]
 
 
+def last_pictures(video: Path, *, until_sec: float, window_sec: float, fps: float) -> "Frames":
+    """What was to be seen in the last `window_sec` before a moment of a video (its end, if that comes first), `fps` a
+    second, the last at the moment itself; their times begin at 0. Raises ConfigError."""
+    from mmspeech.vision.video import Video
+
+    opened = Video(video)
+    last_sec = min(until_sec, opened.duration_sec)
+    count = int(min(window_sec, last_sec) * fps) + 1
+    times_sec = [max(0.0, last_sec - (count - 1 - number) / fps) for number in range(count)]
+    return [(number / fps, frame.picture) for number, frame in enumerate(opened.frames(times_sec))]
+
+
 class Sights:
     """The pictures and clips of the lines, as `pictures` asks.
 

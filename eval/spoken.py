@@ -1,23 +1,39 @@
 """What is measured of a spoken answer to a spoken question: is it right, in text and in sound, and when did it come?"""
 
 import math
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 
 from eval.commentary import LISTEN_SEC, in_time, summarise_events, told
-from eval.manifest import Line
+from eval.manifest import Line, read_lines
 from eval.recognise import Ears, word_error
 from eval.scoring import holds_answer, is_active, mean, normalise, percentile, stop_after
 from eval.sights import Sights
-from eval.task import PROMPT_RATE_HZ, Prompt, Reply, spoken
+from eval.task import MissingDataError, Prompt, Reply, Settings, spoken
 from mmspeech.audio.waveform import read_audio
 from mmspeech.config import ConfigError
-from mmspeech.frames import SAMPLE_RATE_HZ, samples_to_seconds
+from mmspeech.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ, samples_to_seconds
 
+FOLDER = "questions"
 STOP_LIMIT_SEC = 0.6
 SIGHT_SEC = 15.0  # after the question's end, no reply goes on for longer
+
+
+def question_lines(settings: Settings, names: Iterable[str]) -> tuple[dict[str, list[Line]], list[Path]]:
+    """The lines, by name, of those sets that are in DATA/questions, and their files. MissingDataError when none is."""
+    folder = settings.data / FOLDER
+    files = {name: folder / f"{name}.jsonl" for name in names}
+    files = {name: file for name, file in files.items() if file.is_file()}
+    if not files:
+        raise MissingDataError(
+            f"no question sets in {folder}; make them (ours, Apache-2.0): "
+            f"uv run python -m data_prep questions --name all --count 50 --out {folder}"
+        )
+    return {name: read_lines(file, Line, limit=settings.limit) for name, file in files.items()}, list(files.values())
 
 
 def spoken_prompt(line: Line, sights: Sights) -> Prompt:
@@ -39,22 +55,21 @@ def score_spoken(line: Line, prompt: Prompt, reply: Reply, ears: Ears) -> dict[s
     """
     end_sec, barge_sec = question_end_sec(line, prompt.wave), line.barge_start_sec
     begin_sec = barge_sec or 0.0
-    said = normalise(" ".join(word.text for word in reply.words if word.start_sec >= begin_sec))
+    said = normalise(reply.text_since(begin_sec))
     all_said = normalise(reply.text)
     events = told(reply.words, line.events)
-    starts_sec = [word.start_sec for word in reply.words]
-    stop_sec = None if barge_sec is None else stop_after(reply.wave, PROMPT_RATE_HZ, barge_sec)
+    stop_sec = None if barge_sec is None else stop_after(reply.wave, SAMPLE_RATE_HZ, barge_sec)
     right = is_right(said, line) and all(map(in_time, events))
     return {
         "score": float(right),
         "question": line.question,
         "answers": list(line.answers),
         "text": reply.text,
-        "words": [{"text": w.text, "start_sec": round(w.start_sec, 3), "gate": w.gate} for w in reply.words],
+        "words": reply.told_words(),
         "events": events,
         **_heard(line, reply, all_said, begin_sec, ears),
-        "false_start": None if barge_sec is not None else any(start < end_sec for start in starts_sec),
-        "answer_sec": next((start - end_sec for start in starts_sec if start >= end_sec), None),
+        "false_start": None if barge_sec is not None else any(word.start_sec < end_sec for word in reply.words),
+        "answer_sec": reply.first_word_after(end_sec),
         "barged": barge_sec is not None,
         "barged_while_speaking": stop_sec is not None,
         "stop_sec": None if stop_sec is None or math.isinf(stop_sec) else stop_sec,
@@ -64,10 +79,10 @@ def score_spoken(line: Line, prompt: Prompt, reply: Reply, ears: Ears) -> dict[s
 
 def _heard(line: Line, reply: Reply, said: list[str], begin_sec: float, ears: Ears) -> dict[str, Any]:
     """What the recogniser makes of the sound."""
-    heard = ears.words(reply.wave, PROMPT_RATE_HZ)
+    heard = ears.words(reply.wave, SAMPLE_RATE_HZ)
     since = heard
     if begin_sec:
-        since = ears.words(reply.wave[int(begin_sec * PROMPT_RATE_HZ) :], PROMPT_RATE_HZ)
+        since = ears.words(reply.wave[int(begin_sec * SAMPLE_RATE_HZ) :], SAMPLE_RATE_HZ)
     errors, count = word_error(said, heard)
     return {
         "heard": " ".join(heard),
@@ -111,7 +126,7 @@ def right_spoken(line: Line) -> Reply:
         wave = np.zeros(size, np.float32)
         wave[: len(reply.wave)] += reply.wave
         wave[: len(comment.wave)] += comment.wave
-        reply = Reply(reply.words + comment.words, wave, [0.5] * (size // 1920))
+        reply = Reply(reply.words + comment.words, wave, [0.5] * (size // FRAME_SAMPLES))
     return reply
 
 

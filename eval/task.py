@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import numpy as np
 
 from mmspeech.config import ConfigError, GenerationConfig
+from mmspeech.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from mmspeech.serve.session import SpokenWord
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from mmspeech.checkpoint import Bundle
 
 Pictures = Literal["given", "none", "swapped", "shuffled", "frozen"]
-PROMPT_RATE_HZ = 24_000
+
+
+GREEDY = GenerationConfig(text_temperature=0.0, audio_temperature=0.0)
 
 
 class MissingDataError(ConfigError):
@@ -78,13 +81,23 @@ class Reply:
 
     @property
     def text(self) -> str:
-        return " ".join(word.text for word in self.words if word.text)
+        return self.text_since(0.0)
+
+    def text_since(self, moment_sec: float) -> str:
+        """What was said from that second of the call on."""
+        return " ".join(word.text for word in self.words if word.text and word.start_sec >= moment_sec)
+
+    def first_word_after(self, moment_sec: float) -> float | None:
+        """Seconds from that moment to the first word since, None where there is none."""
+        return next((word.start_sec - moment_sec for word in self.words if word.start_sec >= moment_sec), None)
+
+    def told_words(self) -> list[dict[str, Any]]:
+        """The words as records keep them."""
+        return [{"text": w.text, "start_sec": round(w.start_sec, 3), "gate": w.gate} for w in self.words]
 
 
 class Responder(Protocol):
     """Answers prompts. `seeds` (one each) decide the sampling; a reply never depends on the rest of the batch."""
-
-    sample_rate_hz: int
 
     def answer(self, samples: Sequence["Sample"], prompts: Sequence[Prompt], *, seeds: Sequence[int]) -> list[Reply]:
         """One reply per prompt, in order. Only scripted responders look at `samples`."""
@@ -158,8 +171,8 @@ def spoken(text: str, start_sec: float, *, word_sec: float = 0.3, until_sec: flo
     said = text.split()
     words = [SpokenWord(word, start_sec + number * word_sec, 0.5) for number, word in enumerate(said)]
     end_sec = start_sec + len(said) * word_sec
-    wave = np.zeros(int(max(end_sec + 1.0, until_sec) * PROMPT_RATE_HZ), np.float32)
-    sounding = slice(int(start_sec * PROMPT_RATE_HZ), int(end_sec * PROMPT_RATE_HZ))
-    times_sec = np.arange(len(wave[sounding])) / PROMPT_RATE_HZ
+    wave = np.zeros(int(max(end_sec + 1.0, until_sec) * SAMPLE_RATE_HZ), np.float32)
+    sounding = slice(int(start_sec * SAMPLE_RATE_HZ), int(end_sec * SAMPLE_RATE_HZ))
+    times_sec = np.arange(len(wave[sounding])) / SAMPLE_RATE_HZ
     wave[sounding] = 0.1 * np.sin(2 * np.pi * 220.0 * times_sec)
-    return Reply(words, wave, [0.5] * (len(wave) // 1920))
+    return Reply(words, wave, [0.5] * (len(wave) // FRAME_SAMPLES))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from eval.choices import LETTERS
 from mmspeech.config import ConfigError
 
 OVO_FILE = "ovo_bench_new.json"
@@ -22,7 +23,6 @@ WINDOWS = {
     **dict.fromkeys(("EPM", "ASI", "HLD"), "backward"),
     **dict.fromkeys(("OCR", "ACR", "ATR", "STU", "FPD", "OJR"), "real time"),
 }
-LETTERS = "ABCDEFGH"
 SEQUENTIAL = "Sequential Question Answering"
 # Rows name one task otherwise than its zip does.
 _ZIPS = {"Misleading Context Recognition": "Misleading Context Understanding"}

@@ -12,8 +12,9 @@ import torch
 import typer
 from torch import Tensor
 
-from eval.task import Prompt
-from mmspeech.config import ConfigError, GenerationConfig
+from eval.console import told_errors
+from eval.task import GREEDY, Prompt
+from mmspeech.config import ConfigError
 from mmspeech.frames import FRAME_RATE_HZ, FRAME_SAMPLES
 from mmspeech.nn.cross_attention import CrossProjections
 from mmspeech.serve.engine import CallBatch
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from mmspeech.checkpoint import Bundle
 
-GREEDY = GenerationConfig(text_temperature=0.0, audio_temperature=0.0)
 MOST_WORDS = 15
 LISTEN_SEC = 6.0  # after the question
 
@@ -154,15 +154,12 @@ def main(
     from mmspeech.serve.engine import settle_threads
     from mmspeech.vision.image import load_image
 
-    try:
+    with told_errors():
         bundle, picture = load_model(model), load_image(image)
         settle_threads(bundle.model)
         words = looked_words(bundle, Prompt(read_audio(audio)[0].numpy(), [(0.0, picture)]))
         typer.echo(" ".join(f"{word.text}({word.gate:.2f})" for word in words))
         typer.echo(str(draw_views(words, picture, out / "views.png")))
-    except (ConfigError, OSError) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from eval.console import told_errors
 from eval.run import SAMPLES, read_records
 from eval.spoken_rows import Place, read_rows
 from mmspeech.config import ConfigError
@@ -87,11 +88,8 @@ def main(
     out: Annotated[Path, typer.Argument(help="folder to write to")],
 ) -> None:
     """Write what VoiceBench's own evaluation reads."""
-    try:
+    with told_errors():
         typer.echo(f"{out}: {export(run, out)} answers")
-    except (ConfigError, OSError) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
 
 
 if __name__ == "__main__":

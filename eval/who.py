@@ -1,7 +1,8 @@
 """Who is measured: a checkpoint, or a script."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,26 +41,39 @@ def reply_identity(bundle: "Bundle", sampling: GenerationConfig) -> dict[str, An
     return {"model": model_hash(bundle.path), "sampling": sampling.model_dump(), "responder": ModelResponder.version}
 
 
+@dataclass(frozen=True)
+class How:
+    """Who is measured, and on what. model None: the embedded one. paced: no faster than people talk."""
+
+    model: str | None = None
+    batch_size: int = 16
+    processes: int = 1
+    device: str = "cpu"
+    paced: bool = False
+
+
 @contextmanager
-def opened_model(
-    bundle: "Bundle", *, settings: Settings, out: Path, device: str, paced: bool, processes: int
-) -> Iterator[Responder]:
-    """The model as a responder, in processes of its own where there are to be several. Its replies are kept in
-    `out`/replies, but for a paced run, whose point is to take its time."""
-    sampling = settings.sampling or bundle.config.generation
-    identity = {
-        "model": model_hash(bundle.path),
-        "sampling": sampling.model_dump(),
-        "responder": ModelResponder.version,
-    }
-    if paced or processes == 1:
-        responder = ModelResponder(bundle, sampling=settings.sampling, paced=paced)
-        yield responder if paced else KeptReplies(responder, out / REPLIES, identity=identity)
+def responders(
+    bundle: "Bundle | None", how: How, *, settings: Settings, out: Path
+) -> Iterator[Callable[[Task], Responder]]:
+    """Who answers each task: a script made for it, or the model, in processes of its own where there are to be
+    several. Its replies are kept in `out`/replies, but for a paced run, whose point is to take its time."""
+    if bundle is None:
+        yield lambda task: Scripted(how.model.removeprefix(SCRIPTED), task)
+    elif how.paced:
+        model = ModelResponder(bundle, sampling=settings.sampling, paced=True)
+        yield lambda task: model
+    else:
+        identity = reply_identity(bundle, settings.sampling or bundle.config.generation)
+        with _unpaced(bundle, how, settings.sampling) as model:
+            kept = KeptReplies(model, out / REPLIES, identity=identity)
+            yield lambda task: kept
+
+
+@contextmanager
+def _unpaced(bundle: "Bundle", how: How, sampling: GenerationConfig | None) -> Iterator[Responder]:
+    if how.processes == 1:
+        yield ModelResponder(bundle, sampling=sampling)
         return
-    with PooledResponder(bundle.path, sampling=settings.sampling, device=device, processes=processes) as pool:
-        yield KeptReplies(pool, out / REPLIES, identity=identity)
-
-
-def script_of(model: str, task: Task) -> Responder:
-    """The script that `--model scripted:NAME` means, for one task."""
-    return Scripted(model.removeprefix(SCRIPTED), task)
+    with PooledResponder(bundle.path, sampling=sampling, device=how.device, processes=how.processes) as pool:
+        yield pool

@@ -119,8 +119,9 @@ def test_two_stages_give_one_complete_checkpoint(world, trained):
 
 def test_evaluation_of_the_checkpoint(trained, tmp_path):
     from data_prep.questions import make_questions
-    from eval.__main__ import How, evaluate
+    from eval.__main__ import evaluate
     from eval.task import Settings
+    from eval.who import How
 
     manifest = make_questions(tmp_path / "q", name="known", count=2, seed=0, split="test", size_px=96)
     settings = Settings(manifest=manifest)

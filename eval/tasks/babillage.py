@@ -19,9 +19,10 @@ from eval.babillage_data import SPLITS, Row, read_subset, subset_files
 from eval.cider import Cider
 from eval.scoring import mean, normalise
 from eval.spoken_rows import read_sound
-from eval.task import PROMPT_RATE_HZ, MissingDataError, Prompt, Reply, Settings, Task, spoken
+from eval.task import MissingDataError, Prompt, Reply, Settings, Task, spoken
 from eval.vqa_accuracy import exact_accuracy, spoken_accuracy
 from mmspeech.config import ConfigError
+from mmspeech.frames import SAMPLE_RATE_HZ
 from mmspeech.vision.image import load_image
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ class Babillage(Task):
         return Prompt(read_sound(sample.row.place), pictures)
 
     def score(self, sample: Asked, prompt: Prompt, reply: Reply) -> dict[str, Any]:
-        end_sec = len(prompt.wave) / PROMPT_RATE_HZ
-        answer = " ".join(word.text for word in reply.words if word.start_sec >= end_sec)
+        end_sec = len(prompt.wave) / SAMPLE_RATE_HZ
+        answer = reply.text_since(end_sec)
         words, people = normalise(answer), sample.row.answers
         numbers: dict[str, float | None] = {"score_exact": None}
         if sample.row.subset == "coco":
@@ -95,8 +96,8 @@ class Babillage(Task):
             "answers": list(dict.fromkeys(people)),
             "text": reply.text,
             "answer": answer,
-            "words": [{"text": w.text, "start_sec": round(w.start_sec, 3), "gate": w.gate} for w in reply.words],
-            "answer_sec": next((w.start_sec - end_sec for w in reply.words if w.start_sec >= end_sec), None),
+            "words": reply.told_words(),
+            "answer_sec": reply.first_word_after(end_sec),
             "seen": [sample.row.picture.name],
         }
 
@@ -105,7 +106,7 @@ class Babillage(Task):
         people = sample.row.answers
         said = max(people, key=people.count)
         return spoken(
-            said, (len(read_sound(sample.row.place)) / PROMPT_RATE_HZ if sample.how == "spoken" else 0.0) + 0.3
+            said, (len(read_sound(sample.row.place)) / SAMPLE_RATE_HZ if sample.how == "spoken" else 0.0) + 0.3
         )
 
     def question_of(self, sample: Asked) -> str:

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.manifest import Line, read_lines
+from eval.manifest import Line
 from eval.scoring import holds_answer, mean, normalise, percentile, stop_after
 from eval.sights import Sights
-from eval.spoken import duration_sec, spoken_prompt
-from eval.task import PROMPT_RATE_HZ, MissingDataError, Prompt, Reply, Settings, Task, spoken
+from eval.spoken import duration_sec, question_lines, spoken_prompt
+from eval.task import Prompt, Reply, Settings, Task, spoken
 from eval.turns import backchannels_in, longest_pause, overlap_share, takeover_in, utterances
 from mmspeech.audio.waveform import read_audio
+from mmspeech.frames import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
     from mmspeech.checkpoint import Bundle
 
-FOLDER = "questions"
 SETS = {"turn taking": "known", "pause": "pause", "interruption": "barge", "long turn": "known"}
 ANSWER_WITHIN_SEC = 3.0
 STOP_WITHIN_SEC = 0.6
@@ -26,15 +26,7 @@ JOIN_SEC = 0.4  # between the two questions of a long turn
 
 def build(settings: Settings, bundle: "Bundle | None") -> "Duplex":
     """The task over the sets of DATA/questions that are there."""
-    folder = settings.data / FOLDER
-    files = {name: folder / f"{name}.jsonl" for name in dict.fromkeys(SETS.values())}
-    files = {name: file for name, file in files.items() if file.is_file()}
-    if not files:
-        raise MissingDataError(
-            f"no question sets in {folder}; make them (ours, Apache-2.0): "
-            f"uv run python -m data_prep questions --name all --count 50 --out {folder}"
-        )
-    return Duplex({name: read_lines(file, Line, limit=settings.limit) for name, file in files.items()}, files)
+    return Duplex(*question_lines(settings, dict.fromkeys(SETS.values())))
 
 
 @dataclass(frozen=True)
@@ -67,8 +59,8 @@ class Duplex(Task):
 
     name, version = "duplex", 1
 
-    def __init__(self, lines: dict[str, list[Line]], files: dict[str, Path]):
-        self.files = list(files.values())
+    def __init__(self, lines: dict[str, list[Line]], files: list[Path]):
+        self.files = files
         self._sights = {name: Sights(own, pictures="given", seed=0) for name, own in lines.items()}
         self.samples = []
         for kind, name in SETS.items():
@@ -79,7 +71,7 @@ class Duplex(Task):
     def prompt(self, sample: Turn) -> Prompt:
         prompt = spoken_prompt(sample.line, self._sights[SETS[sample.kind]])
         if sample.then is not None:
-            silence = np.zeros(int(JOIN_SEC * PROMPT_RATE_HZ), np.float32)
+            silence = np.zeros(int(JOIN_SEC * SAMPLE_RATE_HZ), np.float32)
             prompt.wave = np.concatenate([prompt.wave, silence, read_audio(sample.then.audio)[0].numpy()])
         return prompt
 
@@ -91,7 +83,7 @@ class Duplex(Task):
         answer = takeover_in(said, end_sec, end_sec + ANSWER_WITHIN_SEC)
         stop_sec = None
         if sample.line.barge_start_sec is not None:
-            stop_sec = stop_after(reply.wave, PROMPT_RATE_HZ, sample.line.barge_start_sec)
+            stop_sec = stop_after(reply.wave, SAMPLE_RATE_HZ, sample.line.barge_start_sec)
         took = early is None and (answer is not None or sample.kind == "long turn")
         answers = (sample.then or sample.line).answers
         return {
@@ -99,19 +91,19 @@ class Duplex(Task):
             "question": sample.line.question,
             "answers": list(answers),
             "text": reply.text,
-            "words": [{"text": w.text, "start_sec": round(w.start_sec, 3), "gate": w.gate} for w in reply.words],
+            "words": reply.told_words(),
             "user_end_sec": round(end_sec, 3),
             "barge_start_sec": sample.line.barge_start_sec,
-            "pause_sec": longest_pause(prompt.wave, PROMPT_RATE_HZ) if sample.kind == "pause" else None,
+            "pause_sec": longest_pause(prompt.wave, SAMPLE_RATE_HZ) if sample.kind == "pause" else None,
             "early_takeover": early is not None,
             "takeover": answer is not None,
             "answer_sec": None if answer is None else round(answer.start_sec - end_sec, 3),
             "backchannels": backchannels_in(said, begin_sec, end_sec),
             "user_sec": round(end_sec - begin_sec, 3),
-            "overlap": round(overlap_share(prompt.wave, reply.wave, PROMPT_RATE_HZ), 4),
+            "overlap": round(overlap_share(prompt.wave, reply.wave, SAMPLE_RATE_HZ), 4),
             "stop_sec": None if stop_sec is None or np.isinf(stop_sec) else stop_sec,
             "spoke_at_barge": stop_sec is not None,
-            "answered": holds_answer(said_since(reply, end_sec), answers),
+            "answered": holds_answer(normalise(reply.text_since(end_sec)), answers),
         }
 
     def right_reply(self, sample: Turn) -> Reply:
@@ -148,8 +140,3 @@ def user_end_sec(sample: Turn) -> float:
 
 def _end_of(line: Line) -> float:
     return duration_sec(line) if line.question_end_sec is None else line.question_end_sec
-
-
-def said_since(reply: Reply, begin_sec: float) -> list[str]:
-    """The words said from that second on."""
-    return normalise(" ".join(word.text for word in reply.words if word.start_sec >= begin_sec))

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.scoring import mean
-from eval.task import Prompt, Reply, Settings, Task
+from eval.choices import LETTERS, MultipleChoice, first_of_each, lettered, letters_of
+from eval.task import Prompt, Settings
 from mmspeech.config import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 OWN = Path(__file__).resolve().parents[1] / "sentences" / "choices.jsonl"
 FOLDER = "mmlu"
-LETTERS = "ABCD"
+MOST_OPTIONS = 4
 SWITCHED = "after visual turns"
 VISUAL_TURNS = "the colour of the circle is red the red one is a circle"  # true of the picture drawn here
 
@@ -32,10 +32,8 @@ def build(settings: Settings, bundle: "Bundle | None") -> "Language":
     """The task over our own set and, where it is there, MMLU."""
     files = [OWN, *_mmlu_files(settings.data / FOLDER)]
     choices = [choice for file in files for choice in read_choices(file, own=file == OWN)]
-    if settings.limit is not None:
-        choices = _first(choices, settings.limit)
     sighted = bundle is None or bundle.config.vision is not None
-    return Language(choices, files, sighted=sighted)
+    return Language(first_of_each(choices, settings.limit), files, sighted=sighted)
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ class Choice:
     voice: str = "all"
 
 
-class Language(Task):
-    """Score 1 when the right option is the likeliest, by its summed log-probability."""
+class Language(MultipleChoice):
+    """Each question alone and, for a model that sees, after visual turns."""
 
     name, version = "language", 1
 
@@ -74,28 +72,6 @@ class Language(Task):
         pictures = [(0.0, red_circle())] if sample.context else []
         return Prompt(text=f"{sample.context} {sample.question}".strip(), pictures=pictures, options=sample.options)
 
-    def score(self, sample: Choice, prompt: Prompt, reply: Reply) -> dict[str, Any]:
-        scores = reply.option_scores
-        if len(scores) != len(sample.options):
-            raise ConfigError(f"{sample.id}: {len(scores)} option scores for {len(sample.options)} options")
-        # A tie is a guess that was not made.
-        best = max(range(len(scores)), key=scores.__getitem__)
-        alone = scores.count(max(scores)) == 1
-        return {
-            "score": float(alone and best == sample.answer),
-            "question": sample.question,
-            "answers": [sample.options[sample.answer]],
-            "text": sample.options[best] if alone else "",
-            "option_scores": [round(score, 4) for score in scores],
-            "guessing": 1 / len(scores),
-        }
-
-    def right_reply(self, sample: Choice) -> Reply:
-        return Reply(option_scores=[0.0 if number == sample.answer else -10.0 for number in range(len(sample.options))])
-
-    def summarise(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"guessing": mean([record["guessing"] for record in records])}
-
 
 def red_circle() -> "Image":
     """The picture that is in view during the visual turns."""
@@ -104,16 +80,6 @@ def red_circle() -> "Image":
     picture = Image.new("RGB", (96, 96), (235, 235, 235))
     ImageDraw.Draw(picture).ellipse((30, 30, 66, 66), fill=(220, 40, 40))
     return picture
-
-
-def _first(choices: list[Choice], limit: int) -> list[Choice]:
-    taken: dict[str, int] = {}
-    kept = []
-    for choice in choices:
-        taken[choice.subject] = taken.get(choice.subject, 0) + 1
-        if taken[choice.subject] <= limit:
-            kept.append(choice)
-    return kept
 
 
 def _mmlu_files(folder: Path) -> list[Path]:
@@ -161,7 +127,7 @@ def _choice(row: dict[str, Any], where: str, stem: str, number: int, own: bool) 
         question, options, subject = str(row["question"]), [str(one) for one in row["choices"]], row["subject"]
         told = row["answer"]
         answer = LETTERS.index(told.strip()) if isinstance(told, str) else int(told)
-        if not 0 <= answer < len(options) <= len(LETTERS) or len(options) < 2:
+        if not 0 <= answer < len(options) <= MOST_OPTIONS or len(options) < 2:
             raise ValueError(f"answer {told!r} of {len(options)} choices")
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
@@ -171,5 +137,4 @@ def _choice(row: dict[str, Any], where: str, stem: str, number: int, own: bool) 
     subject = str(subject).replace("_", " ")
     if own:
         return Choice(str(row["id"]), subject, question, tuple(options), answer)
-    lettered = " ".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
-    return Choice(f"{stem}-{number}", subject, f"{question} {lettered} Answer:", tuple(LETTERS[: len(options)]), answer)
+    return Choice(f"{stem}-{number}", subject, lettered(question, options), letters_of(options), answer)

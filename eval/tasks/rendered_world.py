@@ -4,23 +4,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.manifest import Line, read_lines
+from eval.manifest import Line
 from eval.recognise import Ears, open_ears
 from eval.sights import Sights
 from eval.spoken import (
     duration_sec,
     expected_sentences,
+    question_lines,
     right_spoken,
     score_spoken,
     spoken_prompt,
     summarise_spoken,
 )
-from eval.task import MissingDataError, Pictures, Prompt, Reply, Settings, Task
+from eval.task import Pictures, Prompt, Reply, Settings, Task
 
 if TYPE_CHECKING:
     from mmspeech.checkpoint import Bundle
 
-FOLDER = "questions"
 # The sets that `data_prep questions` makes, and what else they are shown. Clips apart from pictures.
 STILLS: dict[str, tuple[Pictures, ...]] = {
     "known": ("given", "none", "swapped"),
@@ -42,16 +42,9 @@ SETS = STILLS | CLIPS | {f"{name}_unseen": ("given",) for name in CLIPS}
 
 def build(settings: Settings, bundle: "Bundle | None") -> "RenderedWorld":
     """The task over all sets that are in DATA/questions."""
-    folder = settings.data / FOLDER
-    manifests = {name: folder / f"{name}.jsonl" for name in SETS if (folder / f"{name}.jsonl").is_file()}
-    if not manifests:
-        raise MissingDataError(
-            f"no question sets in {folder}; make them (ours, Apache-2.0): "
-            f"uv run python -m data_prep questions --name all --count 60 --out {folder}"
-        )
-    lines = {name: read_lines(path, Line, limit=settings.limit) for name, path in manifests.items()}
+    lines, files = question_lines(settings, SETS)
     every = [line for own in lines.values() for line in own]
-    return RenderedWorld(lines, list(manifests.values()), settings.seed, open_ears(settings, expected_sentences(every)))
+    return RenderedWorld(lines, files, settings.seed, open_ears(settings, expected_sentences(every)))
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.manifest import Line, read_lines
+from eval.manifest import Line
 from eval.recognise import Ears, open_ears, word_error
 from eval.scoring import is_active, mean, normalise, percentile
 from eval.sights import Sights
-from eval.spoken import duration_sec, expected_sentences, spoken_prompt
-from eval.task import PROMPT_RATE_HZ, MissingDataError, Prompt, Reply, Settings, Task, spoken
+from eval.spoken import duration_sec, expected_sentences, question_lines, spoken_prompt
+from eval.task import Prompt, Reply, Settings, Task, spoken
 from mmspeech.audio.waveform import read_audio
+from mmspeech.frames import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
     from mmspeech.checkpoint import Bundle
 
-FOLDER = "questions"
 SETS = ("known", "talk")
 CLIPPED = 0.999
 MOS_RATE_HZ = 16_000
@@ -27,16 +27,9 @@ _LEAST_SEC = 0.5  # of sound, below which loudness and quality mean nothing
 
 def build(settings: Settings, bundle: "Bundle | None") -> "Speech":
     """The task over the sets of DATA/questions that are there."""
-    folder = settings.data / FOLDER
-    files = {name: folder / f"{name}.jsonl" for name in SETS if (folder / f"{name}.jsonl").is_file()}
-    if not files:
-        raise MissingDataError(
-            f"no question sets in {folder}; make them (ours, Apache-2.0): "
-            f"uv run python -m data_prep questions --name all --count 50 --out {folder}"
-        )
-    lines = {name: read_lines(file, Line, limit=settings.limit) for name, file in files.items()}
+    lines, files = question_lines(settings, SETS)
     every = [line for own in lines.values() for line in own]
-    return Speech(lines, list(files.values()), open_ears(settings, expected_sentences(every)))
+    return Speech(lines, files, open_ears(settings, expected_sentences(every)))
 
 
 class Speech(Task):
@@ -59,7 +52,7 @@ class Speech(Task):
 
     def score(self, sample: Line, prompt: Prompt, reply: Reply) -> dict[str, Any]:
         said = normalise(reply.text)
-        heard = self._ears.words(reply.wave, PROMPT_RATE_HZ)
+        heard = self._ears.words(reply.wave, SAMPLE_RATE_HZ)
         errors, count = word_error(said, heard)
         return {
             "score": max(0.0, 1.0 - errors / count) if count else 0.0,
@@ -94,18 +87,18 @@ class Speech(Task):
 
 def measure_sound(wave: np.ndarray, *, words: int) -> dict[str, float | None]:
     """Numbers of a reply [N] at 24 kHz of so many words; None where there is too little sound to tell."""
-    active = is_active(wave, PROMPT_RATE_HZ)
+    active = is_active(wave, SAMPLE_RATE_HZ)
     sounding = np.flatnonzero(active)
     found: dict[str, float | None] = dict.fromkeys(MEASURED)
     if len(wave):
         found["peak"] = round(float(np.abs(wave).max()), 4)
         found["clipped_share"] = float((np.abs(wave) >= CLIPPED).mean())
-    size = PROMPT_RATE_HZ // 50
-    if len(sounding) * size < _LEAST_SEC * PROMPT_RATE_HZ:
+    size = SAMPLE_RATE_HZ // 50
+    if len(sounding) * size < _LEAST_SEC * SAMPLE_RATE_HZ:
         return found
     speech = wave[sounding[0] * size : (sounding[-1] + 1) * size]
     found |= {
-        "words_per_sec": round(words / (len(sounding) * size / PROMPT_RATE_HZ), 3),
+        "words_per_sec": round(words / (len(sounding) * size / SAMPLE_RATE_HZ), 3),
         "silence_share": round(1.0 - len(sounding) / int(sounding[-1] + 1 - sounding[0]), 4),
         "loudness_lufs": _loudness_lufs(speech),
     }
@@ -115,7 +108,7 @@ def measure_sound(wave: np.ndarray, *, words: int) -> dict[str, float | None]:
 def _loudness_lufs(speech: np.ndarray) -> float | None:
     import pyloudnorm
 
-    loudness = pyloudnorm.Meter(PROMPT_RATE_HZ).integrated_loudness(speech.astype(np.float64))
+    loudness = pyloudnorm.Meter(SAMPLE_RATE_HZ).integrated_loudness(speech.astype(np.float64))
     return round(float(loudness), 2) if np.isfinite(loudness) else None
 
 
@@ -125,7 +118,7 @@ def _quality(speech: np.ndarray) -> dict[str, float | None]:
         return {"mos_overall": None, "mos_p808": None}
     import soxr
 
-    wave = soxr.resample(speech.astype(np.float32), PROMPT_RATE_HZ, MOS_RATE_HZ).clip(-1, 1)
+    wave = soxr.resample(speech.astype(np.float32), SAMPLE_RATE_HZ, MOS_RATE_HZ).clip(-1, 1)
     rated = run(wave, sr=MOS_RATE_HZ)
     return {"mos_overall": round(float(rated["ovrl_mos"]), 3), "mos_p808": round(float(rated["p808_mos"]), 3)}
 

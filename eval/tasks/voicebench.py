@@ -15,8 +15,9 @@ from eval.instructions import follows
 from eval.judge import Judge, chosen_letter, holds_reference, open_judge, refuses
 from eval.scoring import mean, normalise
 from eval.spoken_rows import read_sound
-from eval.task import PROMPT_RATE_HZ, MissingDataError, Prompt, Reply, Settings, Task, spoken
+from eval.task import MissingDataError, Prompt, Reply, Settings, Task, spoken
 from eval.voicebench_data import CHOICES, FACTS, HARM, OPEN, YES_NO, Asked, read_split, split_files
+from mmspeech.frames import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
     from mmspeech.checkpoint import Bundle
@@ -51,8 +52,8 @@ class VoiceBench(Task):
         return Prompt(read_sound(sample.place))
 
     def score(self, sample: Asked, prompt: Prompt, reply: Reply) -> dict[str, Any]:
-        end_sec = len(prompt.wave) / PROMPT_RATE_HZ
-        answer = " ".join(word.text for word in reply.words if word.start_sec >= end_sec)
+        end_sec = len(prompt.wave) / SAMPLE_RATE_HZ
+        answer = reply.text_since(end_sec)
         return {
             "score": self._worth(sample, answer),
             "question": sample.question,
@@ -60,8 +61,8 @@ class VoiceBench(Task):
             "text": reply.text,
             "answer": answer,
             "told": {key: value for key, value in sample.told.items() if isinstance(value, str | int | float | list)},
-            "words": [{"text": w.text, "start_sec": round(w.start_sec, 3), "gate": w.gate} for w in reply.words],
-            "answer_sec": next((w.start_sec - end_sec for w in reply.words if w.start_sec >= end_sec), None),
+            "words": reply.told_words(),
+            "answer_sec": reply.first_word_after(end_sec),
         }
 
     def _worth(self, sample: Asked, answer: str) -> float | None:
@@ -86,7 +87,7 @@ class VoiceBench(Task):
             said = "I cannot help with that"
         elif sample.kind in CHOICES:
             said = f"the answer is {said}"
-        return spoken(said, len(read_sound(sample.place)) / PROMPT_RATE_HZ + 0.3)
+        return spoken(said, len(read_sound(sample.place)) / SAMPLE_RATE_HZ + 0.3)
 
     def summarise(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         return {

@@ -225,7 +225,9 @@ class _Member:
 
     def _take(self, report: Report) -> None:
         self.step_sec.extend(report.step_sec)
-        self.steps, self.overruns = report.steps, report.overruns
+        self.steps += report.steps
+        self.overruns += report.overruns
+        self.failures += report.failures
         for given in report.given:
             call = self._calls.get(given.number)
             if call is None:  # it was hung up meanwhile

@@ -60,8 +60,8 @@ class Given:
 
 @dataclass(frozen=True)
 class Report:
-    """What the calls are given, and how the worker is: how long steps took that were not reported yet, and its
-    counts."""
+    """What the calls are given, and of the worker what was not reported yet: how long steps took, how many there were,
+    overruns and failures."""
 
     given: list[Given]
     step_sec: list[float]
@@ -123,7 +123,7 @@ def _give(number: int, calls: dict[int, Call], outbox: SimpleQueue, event: StepO
 
 def _report(pipe: Connection, outbox: SimpleQueue, worker: Worker) -> None:
     """Send what there is, as it comes: the model never waits for who reads it."""
-    reported = 0
+    before = (0, 0, 0)
     while True:
         given = [outbox.get()]
         while True:
@@ -131,14 +131,14 @@ def _report(pipe: Connection, outbox: SimpleQueue, worker: Worker) -> None:
                 given.append(outbox.get_nowait())
             except Empty:
                 break
-        steps = worker.steps
+        counts = (worker.steps, worker.overruns, worker.failures)
+        steps, overruns, failures = (now - then for now, then in zip(counts, before, strict=True))
         recent = list(worker.step_sec)
-        fresh = recent[len(recent) - min(steps - reported, len(recent)) :]
         try:
-            pipe.send(Report(given, fresh, steps, worker.overruns, worker.failures))
+            pipe.send(Report(given, recent[len(recent) - min(steps, len(recent)) :], steps, overruns, failures))
         except (BrokenPipeError, OSError):
             return
-        reported = steps
+        before = counts
 
 
 def unpacked(event: StepOut | CallEnd) -> StepOut | CallEnd:

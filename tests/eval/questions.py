@@ -1,12 +1,15 @@
 """Small question sets of tones, and tasks over them, for the tests of the harness."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
+import pytest
+import soundfile
 
-from eval.results import claim, run_identity, summarise_task, task_identity, write_results
-from eval.run import run_task
+from eval.measure import Run, measure_tasks
+from eval.results import run_identity
 from eval.scripted import Scripted
 from eval.task import Settings
 from mmspeech.audio.waveform import write_wav
@@ -49,10 +52,17 @@ def measure(task, out: Path, *, who="oracle", settings: Settings | None = None, 
     settings = settings or Settings()
     responder = Scripted(who, task) if isinstance(who, str) else who
     identity = run_identity(settings=settings, bundle=None, who="a script", batch_size=batch_size)
-    about = {task.name: task_identity(task)}
-    claim(out, identity, about)
-    records, spent = run_task(task, responder, out=out, seed=settings.seed, batch_size=batch_size)
-    summary = about[task.name] | summarise_task(task, records)
-    tasks, times = {task.name: summary}, {task.name: spent}
-    write_results(out, identity=identity, tasks=tasks, missing={}, spent_sec=times, bundle=None)
-    return summary
+    return measure_tasks([task], Run(out, identity), lambda task: responder)[task.name]
+
+
+def sound_cell(seconds: float = 0.5, rate_hz: int = 16_000) -> dict:
+    """A recording as the cell of a public parquet file holds it."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, 0.1 * np.ones(int(seconds * rate_hz)), rate_hz, format="WAV")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def write_parquet(file: Path, rows: list[dict], *, group_rows: int = 2) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=group_rows)

@@ -1,13 +1,11 @@
 """Babillage in its public form: sound in parquet, pictures beside it; and its scorers, against the public ones."""
 
-import io
 import json
 
 import numpy as np
 import pytest
-import soundfile
 from PIL import Image
-from questions import measure
+from questions import measure, sound_cell, write_parquet
 
 from eval.cider import Cider
 from eval.scoring import normalise
@@ -77,27 +75,19 @@ def test_accuracy_by_hand():
     assert spoken_accuracy(["2", "cats"], ["two"]) == 0.0 and spoken_accuracy(normalise("2 cats"), ["two"]) == 1.0
 
 
-def sound(seconds=1.0, rate_hz=16_000):
-    buffer = io.BytesIO()
-    soundfile.write(buffer, 0.1 * np.ones(int(seconds * rate_hz)), rate_hz, format="WAV")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
-def write(folder, name, rows):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    folder.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / name, row_group_size=2)
-
-
 def row(number, question, image_id=None, answer=None):
     told = {
         "sample_id": number,
-        "question_audio": sound(),
+        "question_audio": sound_cell(1.0),
         "question_transcript": question.split(),
         "question_alignment": [[0.0, 0.5]] * len(question.split()),
     }
     if image_id is not None:
-        transcript = {"answer_audio": sound(), "answer_transcript": answer.split(), "answer_alignment": [[0.0, 0.5]]}
+        transcript = {
+            "answer_audio": sound_cell(1.0),
+            "answer_transcript": answer.split(),
+            "answer_alignment": [[0.0, 0.5]],
+        }
         told |= {"image_id": image_id} | transcript
     return told
 
@@ -111,10 +101,11 @@ def data(tmp_path):
             Image.new("RGB", (20, 20), "red").save(base / "images" / kind / name)
     captions = [(key, one) for key, own in CAPTIONS.items() for one in own]
     coco = [row(n, "what do you see", key, one) for n, (key, one) in enumerate(captions)]
-    write(base / "coco", "test-00000-of-00001.parquet", coco)
-    write(base / "coco", "validation-00000-of-00001.parquet", coco)
-    write(base / "ocrvqa", "test-00000-of-00001.parquet", [row(5, "who wrote this", 31, "jane austen")])
-    write(base / "vqav2", "validation-00000-of-00001.parquet", [row(420, "is it red"), row(70, "how many cats")])
+    write_parquet(base / "coco" / "test-00000-of-00001.parquet", coco)
+    write_parquet(base / "coco" / "validation-00000-of-00001.parquet", coco)
+    write_parquet(base / "ocrvqa" / "test-00000-of-00001.parquet", [row(5, "who wrote this", 31, "jane austen")])
+    asked = [row(420, "is it red"), row(70, "how many cats")]
+    write_parquet(base / "vqav2" / "validation-00000-of-00001.parquet", asked)
     told = [
         {"question_id": 420, "image_id": 42, "answers": [{"answer": "yes"}] * 8 + [{"answer": "red"}] * 2},
         {"question_id": 70, "image_id": 7, "answers": [{"answer": "2"}] * 7 + [{"answer": "two"}] * 3},

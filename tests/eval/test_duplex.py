@@ -9,11 +9,12 @@ from questions import RATE_HZ, lines_of, measure, save, write_questions
 
 from eval.full_duplex_bench import export
 from eval.scripted import Scripted
-from eval.task import PROMPT_RATE_HZ, Reply, Settings, spoken
+from eval.task import Reply, Settings, spoken
 from eval.tasks import find
 from eval.turns import Utterance, backchannels_in, longest_pause, overlap_share, takeover_in, utterances
 from mmspeech.audio.waveform import write_wav
 from mmspeech.config import ConfigError
+from mmspeech.frames import SAMPLE_RATE_HZ
 from mmspeech.serve.session import SpokenWord
 
 
@@ -83,10 +84,10 @@ def test_long_turns_are_two_questions_in_one_breath(task):
 def test_who_does_not_stop_when_interrupted_fails(task):
     turn = next(sample for sample in task.samples if sample.kind == "interruption")
     prompt, answer = task.prompt(turn), spoken("the circle is red i think", 4.3)
-    stubborn = Reply(answer.words, np.full(7 * PROMPT_RATE_HZ, 0.1, np.float32))
+    stubborn = Reply(answer.words, np.full(7 * SAMPLE_RATE_HZ, 0.1, np.float32))
     assert task.score(turn, prompt, stubborn)["score"] == 0.0
     wave = answer.wave.copy()
-    wave[PROMPT_RATE_HZ : int(2.3 * PROMPT_RATE_HZ)] = 0.1
+    wave[SAMPLE_RATE_HZ : int(2.3 * SAMPLE_RATE_HZ)] = 0.1
     yielding = task.score(turn, prompt, Reply(answer.words, wave))
     assert yielding["score"] == 1.0 and yielding["stop_sec"] == pytest.approx(0.3, abs=0.03)
     assert yielding["answer_sec"] == pytest.approx(0.3)
@@ -103,7 +104,7 @@ class Kept(Scripted):
     def answer(self, samples, prompts, *, seeds):
         replies = super().answer(samples, prompts, seeds=seeds)
         for seed, reply in zip(seeds, replies, strict=True):
-            soundfile.write(str(self.folder / f"{seed}.flac"), reply.wave, PROMPT_RATE_HZ)
+            soundfile.write(str(self.folder / f"{seed}.flac"), reply.wave, SAMPLE_RATE_HZ)
         return replies
 
     def file(self, prompt, seed):

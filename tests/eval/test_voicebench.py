@@ -1,25 +1,15 @@
 """VoiceBench in its public form: a folder of parquet files for each split, and its own answer files."""
 
-import io
 import json
 
-import numpy as np
 import pytest
-import soundfile
-from questions import measure
+from questions import measure, sound_cell, write_parquet
 
 from eval.judge import NoJudge
 from eval.task import MissingDataError, Settings, spoken
 from eval.tasks import find
 from eval.voicebench_data import export
 from mmspeech.config import ConfigError
-
-
-def sound(seconds=0.5, rate_hz=16_000):
-    buffer = io.BytesIO()
-    soundfile.write(buffer, 0.1 * np.ones(int(seconds * rate_hz)), rate_hz, format="WAV")
-    return {"bytes": buffer.getvalue(), "path": None}
-
 
 ROWS = {
     "openbookqa": [{"prompt": "what floats\nA. wood\nB. stone", "reference": "A"}, {"prompt": "x", "reference": "C"}],
@@ -34,13 +24,10 @@ ROWS = {
 
 @pytest.fixture
 def data(tmp_path):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     for split, rows in ROWS.items():
-        folder = tmp_path / "voicebench" / split
-        folder.mkdir(parents=True)
-        table = pyarrow.Table.from_pylist([row | {"audio": sound()} for row in rows])
         name = "usa" if split == "sd-qa" else "test"
-        parquet.write_table(table, folder / f"{name}-00000-of-00001.parquet", row_group_size=1)
+        file = tmp_path / "voicebench" / split / f"{name}-00000-of-00001.parquet"
+        write_parquet(file, [row | {"audio": sound_cell()} for row in rows], group_rows=1)
     return tmp_path
 
 
@@ -93,12 +80,12 @@ def test_its_own_answer_files(data, tmp_path):
 def test_what_is_missing_or_foreign_is_named(data, tmp_path):
     with pytest.raises(MissingDataError, match="hlt-lab/voicebench"):
         find("voicebench")(Settings(data=tmp_path / "none"), None)
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    table = pyarrow.Table.from_pylist([{"prompt": "x", "reference": "y", "audio": {"bytes": b"none", "path": None}}])
-    parquet.write_table(table, data / "voicebench" / "sd-qa" / "usa-00000-of-00001.parquet")
+    file, row = data / "voicebench" / "sd-qa" / "usa-00000-of-00001.parquet", {"reference": "y"}
+    row["audio"] = {"bytes": b"none", "path": None}
+    write_parquet(file, [row | {"prompt": "x"}])
     task = find("voicebench")(Settings(data=data), None)
     found = measure(task, tmp_path / "o", who="silent")
     assert "no readable sound" in found["failed"]["sd-qa/00000"] and found["by_kind"]["sd-qa"]["count"] == 1
-    parquet.write_table(table.drop_columns(["prompt"]), data / "voicebench" / "sd-qa" / "usa-00000-of-00001.parquet")
+    write_parquet(file, [row])
     with pytest.raises(ConfigError, match="no column prompt"):
         find("voicebench")(Settings(data=data), None)

@@ -116,6 +116,7 @@ def test_a_process_that_dies_costs_its_own_calls_and_comes_back(crew, calling):
     for caller in callers:
         caller.say(0)
         caller.hear()
+    steps = crew.steps
     os.kill(crew.process_ids[1], signal.SIGKILL)
     ended = callers[0].hear()
     assert ended.fault and "call again" in ended.reason
@@ -128,6 +129,7 @@ def test_a_process_that_dies_costs_its_own_calls_and_comes_back(crew, calling):
     again.say(0)
     assert again.hear().frame is not None
     assert crew.failures == 1 and crew.alive
+    assert crew.steps >= steps + 2  # what a dead process counted stays counted
 
 
 def test_what_can_not_begin_says_why(small_checkpoint, tmp_path):
