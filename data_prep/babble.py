@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.dialogue import vocabulary
 from data_prep.effects import user_channel
 from data_prep.files import write_atomic, write_wav
 from data_prep.scenes import item_rng
-from data_prep.speak import Track
 from data_prep.tts import MODEL_VOICE, Voice, random_voice, require_synthesisers, synthesise
 from data_prep.world import SPLITS
+from data_prep.world_dialogue import vocabulary
+from data_prep.world_speak import Track
 from mmspeech.config import ConfigError
 from mmspeech.frames import SAMPLE_RATE_HZ
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from data_prep.dialogue import SIDES, Turn, pick, plural
 from data_prep.world import COLOURS, SHAPES
+from data_prep.world_dialogue import SIDES, Turn, pick, plural
 from mmspeech.config import ConfigError
 from mmspeech.data.shards import CodecStamp, ShardSet, speaker_rows
 from mmspeech.frames import frames_to_seconds, seconds_to_frames

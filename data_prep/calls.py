@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.files import inside
 from mmspeech.config import ConfigError
 from mmspeech.types import Visual, Word
 
@@ -35,10 +36,12 @@ class Call:
 
 @dataclass
 class Transcript:
-    """What the json beside a call holds: words of both speakers, pictures and clips, and the rest as `meta`."""
+    """What the json beside a call holds: words of both speakers, pictures and clips (and where those are, in the
+    manifest's folder), and the rest as `meta`."""
 
     words: list[Word]
     visuals: list[Visual]
+    paths: list[str]
     meta: dict[str, Any]
 
 
@@ -50,19 +53,32 @@ def read_manifest(data: Path) -> list[Call]:
         for number, line in manifest_lines(file):
             try:
                 entry = json.loads(line)
-                audio = file.parent / entry["path"]
-                duration_sec = float(entry["duration"])
-            except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-                duration_sec = math.nan
-            if not 0 < duration_sec < math.inf:
-                expected = '{"path": ..., "duration": seconds}'
-                raise ManifestError(f"{file}:{number}: expected {expected}, got {line[:80]}")
-            calls.append(Call(_call_id(audio, file.parent), audio, duration_sec, file.parent))
+            except json.JSONDecodeError:
+                entry = line
+            calls.append(parse_entry(entry, where=f"{file}:{number}", folder=file.parent))
     if not calls:
         raise ManifestError(f"{files[0]}: no calls in it; run the step that makes it first")
     if len({call.id for call in calls}) != len(calls):
         raise ManifestError(f"{files[0]}: the same path stands in it twice; every call must be there once")
     return calls if len(files) == 1 else sorted(calls, key=lambda call: call.id)
+
+
+def parse_entry(entry: Any, *, where: str, folder: Path) -> Call:
+    """The call that a parsed line of the manifest in `folder` names. Raises ManifestError, also for a path that leads
+    out of the folder."""
+    try:
+        path, duration_sec = entry["path"], float(entry["duration"])
+        if not 0 < duration_sec < math.inf:
+            raise ValueError
+    except (KeyError, TypeError, ValueError) as error:
+        told = entry if isinstance(entry, str) else json.dumps(entry, default=str)
+        expected = '{"path": ..., "duration": seconds}'
+        raise ManifestError(f"{where}: expected {expected}, got {told[:80]}") from error
+    try:
+        audio = inside(folder, path)
+    except (ConfigError, AttributeError) as error:
+        raise ManifestError(f"{where}: {error}") from error
+    return Call(audio.relative_to(folder).with_suffix("").as_posix(), audio, duration_sec, folder)
 
 
 def manifest_lines(file: Path) -> list[tuple[int, str]]:
@@ -87,7 +103,8 @@ def read_transcript(call: Call) -> Transcript:
         if isinstance(error, ConfigError):
             raise
         raise ManifestError(f"{file}: not a call's json ({type(error).__name__}: {error})") from error
-    return Transcript(words, sorted(visuals, key=lambda v: v.start_sec), data)
+    visuals.sort(key=lambda one: one[0].start_sec)
+    return Transcript(words, [visual for visual, _ in visuals], [path for _, path in visuals], data)
 
 
 def find_manifests(data: Path) -> list[Path]:
@@ -111,20 +128,15 @@ def find_manifests(data: Path) -> list[Path]:
     raise ManifestError(f"{data}: expected a manifest.jsonl in this folder, found {names}")
 
 
-def _call_id(audio: Path, root: Path) -> str:
-    relative = audio.relative_to(root) if audio.is_relative_to(root) else Path(audio.name)
-    return relative.with_suffix("").as_posix()
-
-
-def _read_visual(entry: dict[str, Any], *, file: Path, root: Path) -> Visual:
+def _read_visual(entry: dict[str, Any], *, file: Path, root: Path) -> tuple[Visual, str]:
     kind, fps = entry.get("kind", "image"), float(entry.get("fps", Visual.fps))
     if kind not in ("image", "clip"):
         raise ManifestError(f"{file}: visual of kind {kind!r}; expected 'image' or 'clip'")
     if not 0 < fps < math.inf:
         raise ManifestError(f"{file}: {entry['path']} has fps {fps}; expected frames a second above 0")
     for folder in (file.parent, root):
-        if (folder / entry["path"]).is_file():
-            data = (folder / entry["path"]).read_bytes()
-            return Visual(data, float(entry.get("start_sec", 0.0)), kind, fps)
+        if (path := inside(folder, entry["path"])).is_file():
+            visual = Visual(path.read_bytes(), float(entry.get("start_sec", 0.0)), kind, fps)
+            return visual, path.relative_to(root).as_posix()
     named = "picture" if kind == "image" else "clip"
     raise ManifestError(f"{file}: {named} {entry['path']} is not there; expected it beside the json or the manifest")

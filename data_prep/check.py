@@ -11,8 +11,8 @@ import numpy as np
 from data_prep.calls import Call, ManifestError, find_manifests, manifest_lines, read_transcript
 from data_prep.motion import SEEN_FPS
 from data_prep.phones import PHONES
-from data_prep.speak import COMMENT_WITHIN_SEC
 from data_prep.tts import HELD_OUT_VOICES
+from data_prep.world_speak import COMMENT_WITHIN_SEC
 from mmspeech.config import ConfigError
 from mmspeech.data.shards import SIDECAR, ShardError, ShardSet, speaker_rows
 from mmspeech.frames import SAMPLE_RATE_HZ, frames_to_seconds

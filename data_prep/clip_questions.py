@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.clips import COMMENTARY_APART_SEC
-from data_prep.dialogue import Turn, visual_turn
 from data_prep.effects import user_channel
 from data_prep.files import write_atomic, write_wav
 from data_prep.film import film
@@ -15,9 +14,10 @@ from data_prep.happenings import random_clip
 from data_prep.motion import SEEN_FPS, Clip
 from data_prep.motion_dialogue import GROUPS, TimedTurn, clip_turns, commentary
 from data_prep.render import render_png
-from data_prep.speak import FIRST_ROOM_SEC, Timing, Track, plain_text, say_question
 from data_prep.tts import Voice, random_voice
 from data_prep.world import Scene, random_scene
+from data_prep.world_dialogue import Turn, visual_turn
+from data_prep.world_speak import FIRST_ROOM_SEC, Timing, Track, plain_text, say_question
 from mmspeech.config import ConfigError
 from mmspeech.frames import SAMPLE_RATE_HZ
 

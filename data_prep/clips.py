@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field, model_validator
 
-from data_prep.dialogue import small_talk_turn, visual_dialogue
 from data_prep.files import write_atomic
 from data_prep.film import film
 from data_prep.happenings import random_clip
@@ -15,6 +14,7 @@ from data_prep.motion_dialogue import TimedTurn, clip_turns, commentary
 from data_prep.render import render_png
 from data_prep.scenes import Kind, item_rng
 from data_prep.world import Scene, check_split, random_scene
+from data_prep.world_dialogue import small_talk_turn, visual_dialogue
 from mmspeech.config import ConfigError, StrictModel, load_config
 
 # Of a commentary the model must have said one sentence before the next event is over.

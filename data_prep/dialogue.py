@@ -1,386 +1,204 @@
-"""Dialogues about a scene, with the true answers: what the user asks, what the model says, what counts as right.
+"""`dialogue`: records with captions -> records with turns, written by a language model that plays both sides.
 
-An answer says again what was asked before it tells what is seen: a small model then has to remember its own last words,
-not which of many sounds a second ago mattered.
-
-In a question, "|" marks where a speaker may pause: never where the question could already be over.
+As MoshiVis's visual dialogues were made (Royer et al. 2025): one side asks, the other knows the captions, each with its
+own instructions. Ours come from a file (data_prep/templates.py), so kinds of tasks, personas and languages are the
+user's; clips whose captions have times are talked about while they happen.
 """
 
-import re
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from string import Template
+from typing import Any
 
 import numpy as np
 
-from data_prep.world import COLOURS, SHAPES, SIZES, Scene, SceneObject
+from data_prep.filters import check_dialogue
+from data_prep.records import Record, SaidRecord, TextRecord, media_root, parse_record
+from data_prep.steps import How, Item, Outcome, Tally, attempt, run_step
+from data_prep.templates import Kind, Templates
+from data_prep.writers import Chat, KeptLines, Writer, WriterSettings, clean_line, open_writer
+from mmspeech.config import ConfigError
 
-NUMBERS = ("zero", "one", "two", "three", "four")
-REFUSAL = "i can not see a picture"
-SIDES = ("left", "right", "top", "bottom")
-# Names of the nine places, none the beginning of another, so that a cut answer is not taken for a right one.
-PLACE_NAMES = (
-    ("at the top left", "at the top middle", "at the top right"),
-    ("on the left side", "in the center", "on the right side"),
-    ("at the bottom left", "at the bottom middle", "at the bottom right"),
-)
+CHUNK_ITEMS = 32
+REACTION_SEC = 1.0  # a question about an event begins no sooner after it
+_SIDES = ("user", "main")
+_MOST_LINE = 2_000  # characters
+
+
+def write_dialogues(
+    data: Path,
+    out: Path,
+    *,
+    writer: str,
+    templates: Templates,
+    drawn: WriterSettings,
+    seed: int,
+    how: How,
+    cache: Path | None = None,
+    device: str = "cpu",
+) -> Tally:
+    """Write a dialogue about each record of `data`. `cache`: where lines are kept (None: OUT/lines).
+
+    Raises ConfigError for a writer that cannot be had; records that break a filter's rule are counted, not written.
+    """
+    work = DialogueWork(writer, templates, drawn, seed, cache or out / "lines", device)
+    settings = {"writer": writer, "templates": templates.model_dump(), "drawn": drawn.model_dump(), "seed": seed}
+    told = {"media_root": str(media_root(data if data.is_dir() else data.parent))}
+    return run_step("dialogue", data, out, work, settings=settings, how=how, chunk_items=CHUNK_ITEMS, told=told)
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One exchange. `answers`: any of these word sequences in a reply makes it right."""
-
-    kind: str
-    question: str
-    answer: str
-    answers: tuple[str, ...]
-
-    def record(self) -> dict:
-        return asdict(self)
-
-
-COLOUR_OF_SHAPE = (
-    "what colour is the | {shape}",
-    "which colour is the | {shape}",
-    "what is the colour of the | {shape}",
-    "tell me the colour of the | {shape}",
-    "can you tell me | what colour the {shape} is",
-    "what colour does the | {shape} have",
-    "i want to know | the colour of the {shape}",
-    "do you know | what colour the {shape} is",
-    "please tell me | what colour the {shape} is",
-    "and the {shape} | what colour is it",
-)
-SHAPE_OF_COLOUR = (
-    "what shape is the | {colour} one",
-    "what is the | {colour} thing",
-    "which shape is | {colour}",
-    "what shape is | {colour}",
-    "tell me the shape of the | {colour} object",
-    "what is the shape of the | {colour} one",
-    "what kind of shape is the | {colour} one",
-    "can you tell me | what shape the {colour} one is",
-    "do you know | what the {colour} thing is",
-)
-WHAT_AT = (
-    "what is {on} the | {side}",
-    "what do you see {on} the | {side}",
-    "what can you see {on} the | {side}",
-    "which object is {on} the | {side}",
-    "tell me | what is {on} the {side}",
-    "can you tell me | what is {on} the {side}",
-    "what thing is {on} the | {side}",
-    "do you know | what is {on} the {side}",
-)
-WHERE_IS = (
-    "where is the | {name}",
-    "where do you see the | {name}",
-    "where can you see the | {name}",
-    "tell me | where the {name} is",
-    "can you tell me | where the {name} is",
-    "can you find the | {name}",
-    "do you know | where the {name} is",
-    "in which place is the | {name}",
-)
-COUNT_ALL = (
-    "how many objects | are there",
-    "how many things | do you see",
-    "how many shapes | are in the picture",
-    "how many shapes | can you see",
-    "count all the | objects",
-    "please count the | shapes",
-    "tell me | how many objects there are",
-    "how many things | are in the picture",
-)
-COUNT_COLOUR = (
-    "how many | {colour} things are there",
-    "how many | {colour} objects do you see",
-    "count the | {colour} ones",
-    "how many | {colour} shapes are in the picture",
-    "how many things | are {colour}",
-    "can you count the | {colour} things",
-    "tell me | how many {colour} ones there are",
-    "how many | {colour} ones can you see",
-)
-COUNT_SHAPE = (
-    "how many | {shapes} are there",
-    "how many | {shapes} do you see",
-    "count the | {shapes}",
-    "how many | {shapes} are in the picture",
-    "can you count the | {shapes}",
-    "tell me | how many {shapes} there are",
-    "how many | {shapes} can you see",
-    "please count all the | {shapes}",
-)
-EXISTS = (
-    "is there a | {name}",
-    "do you see a | {name}",
-    "can you see a | {name}",
-    "is a {name} | in the picture",
-    "does the picture have a | {name}",
-    "tell me | is there a {name}",
-    "is there a | {name} in the picture",
-    "do you know | is there a {name}",
-)
-SIZE_OF = (
-    "is the {name} | small or large",
-    "how big is the | {name}",
-    "what size is the | {name}",
-    "tell me the size of the | {name}",
-    "can you tell me | how big the {name} is",
-    "what is the size of the | {name}",
-    "do you know | how big the {name} is",
-    "tell me | if the {name} is small or large",
-)
-DESCRIBE = (
-    "what do you | see",
-    "describe the | picture",
-    "what is | in the picture",
-    "tell me about the | picture",
-    "what does the | picture show",
-    "please describe | the picture",
-    "what can you | see",
-    "can you describe | the picture",
-)
-SMALL_TALK = {
-    "hello": (("hello", "hi", "hi there", "hello there", "good morning", "hey", "hello model", "hey there"),
-              "hello nice to meet you"),
-    "how_are_you": (("how are you", "how are you doing", "how do you feel", "are you well", "are you doing well",
-                     "hi how are you", "how do you feel now", "how is it going"), "i am fine thank you"),
-    "who": (("who are you", "what are you", "what is your name", "tell me your name", "can you tell me who you are",
-             "do you have a name", "tell me | who you are", "who am i talking to"), "i am a small model that can see"),
-    "can_do": (("what can you do", "how can you help me", "what do you do", "can you help me",
-                "tell me what you can do", "what are you good at", "how do you help", "what can you do for me"),
-               "i can tell you what is in a picture"),
-    "thanks": (("thank you", "thanks", "thanks a lot", "thank you very much", "great thank you", "okay thanks",
-                "thank you for the help", "thanks for your help"), "you are welcome"),
-    "bye": (("goodbye", "bye", "bye bye", "see you later", "see you soon", "i have to go", "goodbye for now",
-             "okay goodbye"), "goodbye see you soon"),
-}  # fmt: skip
-REPEAT = ("repeat after me | {phrase}", "say | {phrase}", "please say | {phrase}", "can you say | {phrase}",
-          "repeat | {phrase}", "please repeat | {phrase}", "now say | {phrase}", "say after me | {phrase}")  # fmt: skip
-LATE = ("here is a picture |", "look at this picture |", "i have a picture for you |", "this is my picture |",
-        "now look here |", "i will show you a picture |")  # fmt: skip
-
+class DialogueWork:
+    """See steps.Work."""
+
+    writer: str
+    templates: Templates
+    drawn: WriterSettings
+    seed: int
+    cache: Path
+    device: str = "cpu"
+
+    def open(self):
+        opened = _Once(partial(open_writer, self.writer, self.drawn, device=self.device))
+        return partial(self._chunk, opened)
+
+    def _chunk(self, opened: "_Once", number: int, items: list[Item]) -> Iterable[Outcome]:
+        plans, broken = [], {}
+        for index, (where, data) in enumerate(items):
+            try:
+                if isinstance(data, ConfigError):
+                    raise data
+                plans.append(make_plan(parse_record(data, where=where), self.templates, self.seed))
+            except ConfigError as error:
+                broken[index] = Outcome(where, failed=str(error))
+        identity = f"{self.writer} {self.drawn.model_dump_json()}"
+        write_lines(plans, KeptLines(opened, self.cache / f"{number:06d}.jsonl", identity=identity), self.templates)
+        done = iter(plans)
+        for index in range(len(items)):
+            if index in broken:
+                yield broken[index]
+            else:
+                plan = next(done)
+                yield attempt(plan.record.id, partial(self._entry, plan))
+
+    def _entry(self, plan: "Plan") -> dict[str, Any]:
+        facts = plan.facts(len(plan.moments_sec) - 1)
+        check_dialogue(plan.turns, facts=facts, filters=self.templates.filters)
+        about = {"kind": plan.kind_name, "persona": plan.persona, "language": plan.language, "writer": self.writer}
+        record = plan.record.model_copy(update={"turns": tuple(plan.turns), "meta": plan.record.meta | about})
+        return record.line()
+
+
+class _Once:
+    """Opens a writer when it is first needed, and only then: lines that are all kept need none."""
+
+    def __init__(self, make):
+        self._make = make
+
+    def __call__(self) -> Writer:
+        return self._writer
+
+    @cached_property
+    def _writer(self) -> Writer:
+        return self._make()
+
+
+@dataclass
+class Plan:
+    """A dialogue while it is written. moments_sec: for each question, when it may begin at the earliest; None: any
+    time."""
+
+    record: Record
+    kind_name: str
+    kind: Kind
+    persona: str
+    language: str
+    seed: int
+    moments_sec: list[float | None]
+    turns: list[SaidRecord] = field(default_factory=list)
+    ended: bool = False
+
+    def facts(self, question: int) -> str:
+        """What is known at a question: all, or in a timed dialogue what has happened."""
+        moment_sec = self.moments_sec[question]
+        known = known_of(self.record)
+        if moment_sec is not None:
+            known = [one for one in known if (one.start_sec or 0.0) <= moment_sec]
+        return " ".join(one.text.strip() for one in known)
+
+    def chat(self, speaker: str, templates: Templates) -> Chat:
+        """What the model is asked when it plays `speaker`, whose turn it is."""
+        own = {
+            "facts": self.facts(len(self.turns) // 2),
+            "persona": self.persona,
+            "language": templates.languages[self.language],
+            "turns": str(len(self.moments_sec)),
+        }
+        task = Template(self.kind.user if speaker == "user" else self.kind.model).substitute(own)
+        said = [("assistant" if turn.speaker == speaker else "user", turn.text) for turn in self.turns]
+        if speaker == "user":
+            said.insert(0, ("user", templates.begin))
+        return [{"role": role, "content": text} for role, text in [("system", task), *said]]
+
+    def add(self, speaker: str, text: str) -> None:
+        """The next line; an empty one ends the dialogue."""
+        moment_sec = self.moments_sec[len(self.turns) // 2] if speaker == "user" else None
+        if text:
+            self.turns.append(SaidRecord(speaker=speaker, text=text, start_sec=moment_sec))
+        else:
+            self.moments_sec = self.moments_sec[: len(self.turns) // 2 + 1]
+            self.ended = True
+
 
-def pick(rng: np.random.Generator, items: Sequence):
-    """One of the items."""
-    return items[int(rng.integers(len(items)))]
-
-
-def articles(text: str) -> str:
-    """ "a orange" becomes "an orange", also across a pause mark."""
-    return re.sub(r"\ba (\| )?orange", r"an \1orange", text)
-
-
-def form_turn(rng, kind: str, forms: tuple[str, ...], answer: str, answers: tuple[str, ...], **words: str) -> Turn:
-    question = pick(rng, forms).format(**words)
-    return Turn(kind, articles(question), articles(answer), tuple(map(articles, answers)))
-
-
-def _unique(scene: Scene, field: str) -> list[SceneObject]:
-    counts = Counter(getattr(item, field) for item in scene.objects)
-    return [item for item in scene.objects if counts[getattr(item, field)] == 1]
-
-
-def _colour_of_shape(scene: Scene, rng) -> Turn | None:
-    if not (items := _unique(scene, "shape")):
-        return None
-    item = pick(rng, items)
-    answer = f"the colour of the {item.shape} is {item.colour}"
-    return form_turn(rng, "colour_of_shape", COLOUR_OF_SHAPE, answer, (item.colour,), shape=item.shape)
-
-
-def _shape_of_colour(scene: Scene, rng) -> Turn | None:
-    if not (items := _unique(scene, "colour")):
-        return None
-    item = pick(rng, items)
-    answer = f"the {item.colour} one is a {item.shape}"
-    return form_turn(rng, "shape_of_colour", SHAPE_OF_COLOUR, answer, (item.shape,), colour=item.colour)
-
-
-def _at_side(item: SceneObject, side: str) -> bool:
-    return {"left": item.column == 0, "right": item.column == 2, "top": item.row == 0, "bottom": item.row == 2}[side]
-
-
-def _what_at(scene: Scene, rng) -> Turn | None:
-    found = {side: [item for item in scene.objects if _at_side(item, side)] for side in SIDES}
-    sides = [side for side in SIDES if len(found[side]) == 1]
-    if not sides:
-        return None
-    side = pick(rng, sides)
-    on, name = "on" if side in ("left", "right") else "at", found[side][0].name
-    return form_turn(rng, "what_at", WHAT_AT, f"{on} the {side} is a {name}", (name,), on=on, side=side)
-
-
-def _named(scene: Scene, rng) -> tuple[SceneObject, str] | None:
-    """An object that can be named without doubt, by its shape or by colour and shape."""
-    named = [(item, item.shape) for item in _unique(scene, "shape")]
-    named += [(item, item.name) for item in _unique(scene, "name")]
-    return pick(rng, named) if named else None
-
-
-def _where_is(scene: Scene, rng) -> Turn | None:
-    if (named := _named(scene, rng)) is None:
-        return None
-    item, name = named
-    place = PLACE_NAMES[item.row][item.column]
-    return form_turn(rng, "where_is", WHERE_IS, f"the {name} is {place}", (place,), name=name)
-
-
-def _size_of(scene: Scene, rng) -> Turn | None:
-    if (named := _named(scene, rng)) is None:
-        return None
-    item, name = named
-    return form_turn(rng, "size_of", SIZE_OF, f"the size of the {name} is {item.size}", (f"is {item.size}",), name=name)
-
-
-def _count_all(scene: Scene, rng) -> Turn:
-    number = NUMBERS[len(scene.objects)]
-    return form_turn(rng, "count_all", COUNT_ALL, f"the count of objects is {number}", (number,))
-
-
-def _count_value(scene: Scene, rng, field: str, values: tuple[str, ...]) -> tuple[str, int]:
-    present = sorted({getattr(item, field) for item in scene.objects})
-    value = pick(rng, values) if rng.random() < 0.2 else pick(rng, present)
-    return value, sum(getattr(item, field) == value for item in scene.objects)
-
-
-def _count_colour(scene: Scene, rng) -> Turn:
-    colour, count = _count_value(scene, rng, "colour", COLOURS)
-    answer = f"the count of {colour} objects is {NUMBERS[count]}"
-    return form_turn(rng, "count_colour", COUNT_COLOUR, answer, (NUMBERS[count],), colour=colour)
-
-
-def plural(shape: str) -> str:
-    return shape + ("es" if shape.endswith("s") else "s")
-
-
-def _count_shape(scene: Scene, rng) -> Turn:
-    shape, count = _count_value(scene, rng, "shape", SHAPES)
-    answer = f"the count of {plural(shape)} is {NUMBERS[count]}"
-    return form_turn(rng, "count_shape", COUNT_SHAPE, answer, (NUMBERS[count],), shapes=plural(shape))
-
-
-def _exists(scene: Scene, rng) -> Turn:
-    names = {item.name for item in scene.objects} | {item.shape for item in scene.objects}
-    if rng.random() < 0.5:
-        name = pick(rng, sorted(names))
-        return form_turn(rng, "exists", EXISTS, f"a {name} yes there is", ("yes",), name=name)
-    # A false name shares its shape or colour with something there as often as not.
-    while True:
-        item = pick(rng, scene.objects)
-        colour, shape = pick(rng, COLOURS), pick(rng, SHAPES)
-        name = pick(rng, (f"{item.colour} {shape}", f"{colour} {item.shape}", f"{colour} {shape}", shape))
-        if name not in names:
-            return form_turn(rng, "exists", EXISTS, f"a {name} no there is not", ("no",), name=name)
-
-
-def _describe(scene: Scene, rng) -> Turn:
-    items = sorted(scene.objects, key=lambda item: (item.column, item.row, item.x))
-    names = [f"a {item.name}" for item in items]
-    listed = " ".join(names[:-1] + ["and"] + names[-1:]) if len(names) > 1 else names[0]
-    return form_turn(rng, "describe", DESCRIBE, f"i see {listed}", (listed,))
-
-
-VISUAL_KINDS: tuple[tuple[Callable, float], ...] = (
-    (_colour_of_shape, 1.2), (_shape_of_colour, 1.2), (_what_at, 1.2), (_where_is, 1.2), (_size_of, 0.6),
-    (_count_all, 0.6), (_count_colour, 0.8), (_count_shape, 0.9), (_exists, 1.3), (_describe, 0.8),
-)  # fmt: skip
-
-
-def visual_turn(scene: Scene, rng: np.random.Generator) -> Turn:
-    """A question about `scene` that has one right answer."""
-    weights = np.array([weight for _, weight in VISUAL_KINDS])
-    while True:
-        make = VISUAL_KINDS[int(rng.choice(len(VISUAL_KINDS), p=weights / weights.sum()))][0]
-        if (turn := make(scene, rng)) is not None:
-            break
-    if rng.random() < 0.08:
-        turn = replace(turn, question=f"{pick(rng, LATE)} {turn.question}")
-    return turn
-
-
-def refused_turn(scene: Scene, rng: np.random.Generator) -> Turn:
-    """A question about a picture that is not there."""
-    turn = visual_turn(scene, rng)
-    return replace(turn, answer=REFUSAL, answers=("not see",))
-
-
-def small_talk_turn(rng: np.random.Generator) -> Turn:
-    kind = pick(rng, sorted(SMALL_TALK))
-    forms, answer = SMALL_TALK[kind]
-    return Turn(kind, pick(rng, forms), answer, (answer,))
-
-
-def repeat_turn(scene: Scene, rng: np.random.Generator) -> Turn:
-    """The model is asked to say something; `scene` only lends its words."""
-    said = visual_turn(scene, rng)
-    words = said.answer.split()
-    if rng.random() < 0.5:
-        start = int(rng.integers(max(1, len(words) - 2)))
-        words = words[start : start + int(rng.integers(2, 6))]
-    phrase = " ".join(words)
-    return form_turn(rng, "repeat", REPEAT, phrase, (phrase,), phrase=phrase)
-
-
-def shown_turn(scene: Scene, rng: np.random.Generator) -> Turn:
-    """A turn of a call with a picture: mostly about it, small talk now and then."""
-    return small_talk_turn(rng) if rng.random() < 0.12 else visual_turn(scene, rng)
-
-
-def blind_turn(scene: Scene, rng: np.random.Generator) -> Turn:
-    """A turn of a call without a picture; `scene` only lends the words of what is asked or repeated."""
-    makers = (lambda: small_talk_turn(rng), lambda: repeat_turn(scene, rng), lambda: refused_turn(scene, rng))
-    return makers[int(rng.choice(3, p=(0.35, 0.35, 0.3)))]()
-
-
-def visual_dialogue(scene: Scene, rng: np.random.Generator, *, num_turns: int) -> list[Turn]:
-    """Turns of a call with a picture, no question twice."""
-    turns: list[Turn] = []
-    while len(turns) < num_turns:
-        turn = shown_turn(scene, rng)
-        if all(turn.question != other.question for other in turns):
-            turns.append(turn)
-    return turns
-
-
-def blind_dialogue(scene: Scene, rng: np.random.Generator, *, num_turns: int) -> list[Turn]:
-    """Turns of a call without a picture."""
-    return [blind_turn(scene, rng) for _ in range(num_turns)]
-
-
-def model_sentences(rng: np.random.Generator, scenes: list[Scene], *, per_scene: int) -> list[str]:
-    """Sentences the model may say, sorted: for a tokenizer and for a recogniser's grammar."""
-    sentences = {answer for _, answer in SMALL_TALK.values()} | {REFUSAL}
-    for scene in scenes:
-        sentences |= {visual_turn(scene, rng).answer for _ in range(per_scene)}
-    return sorted(sentences)
-
-
-def user_sentences(rng: np.random.Generator, scenes: list[Scene], *, per_scene: int) -> list[str]:
-    """Sentences a user may say, sorted."""
-    makers = (lambda scene: visual_turn(scene, rng), lambda scene: repeat_turn(scene, rng))
-    sentences = {form for forms, _ in SMALL_TALK.values() for form in forms}
-    for scene in scenes:
-        sentences |= {make(scene).question for _ in range(per_scene) for make in makers}
-    return sorted(" ".join(sentence.replace("|", " ").split()) for sentence in sentences)
-
-
-def vocabulary() -> list[str]:
-    """Every word that may be said in this world, by either side, sorted."""
-    lists = (COLOUR_OF_SHAPE, SHAPE_OF_COLOUR, WHAT_AT, WHERE_IS, COUNT_ALL, COUNT_COLOUR, COUNT_SHAPE, EXISTS, SIZE_OF)
-    texts = [text for forms in (*lists, DESCRIBE, REPEAT, LATE, *PLACE_NAMES) for text in forms]
-    texts += [text for forms, answer in SMALL_TALK.values() for text in (*forms, answer)]
-    texts += [
-        *COLOURS,
-        *SHAPES,
-        *map(plural, SHAPES),
-        *SIZES,
-        *SIDES,
-        *NUMBERS,
-        REFUSAL,
-        "on at an yes no there and count",
-    ]
-    texts += ["object objects one a i see is the"]
-    return sorted({word for text in texts for word in re.sub(r"\{\w+\}|\|", " ", text).split()})
+def make_plan(record: Record, templates: Templates, seed: int) -> Plan:
+    """Draw kind, persona, language and length for a record: the same for the same record and seed.
+
+    ConfigError for a record of which nothing is known.
+    """
+    known = known_of(record)
+    if not known:
+        raise ConfigError(f"{record.id}: nothing is known of what is seen (no captions, no turns)")
+    number = int.from_bytes(hashlib.sha256(f"{seed} {record.id}".encode()).digest()[:7], "big")
+    rng = np.random.default_rng(number)
+    events = [one for one in known if one.start_sec is not None]
+    kinds = {name: kind for name, kind in templates.kinds.items() if events or not kind.timed}
+    if not kinds:
+        raise ConfigError(f"{record.id}: its captions have no times, and all kinds are about events")
+    shares = np.array([kind.share for kind in kinds.values()])
+    name = list(kinds)[rng.choice(len(kinds), p=shares / shares.sum())]
+    kind = kinds[name]
+    count = int(rng.integers(kind.turns[0], kind.turns[1] + 1))
+    moments_sec: list[float | None] = [None] * count
+    if kind.timed:
+        picked = sorted(rng.choice(len(events), size=min(count, len(events)), replace=False))
+        moments_sec = [_after(events[index]) for index in picked]
+    language = list(templates.languages)[rng.integers(len(templates.languages))]
+    persona = templates.personas[rng.integers(len(templates.personas))]
+    return Plan(record, name, kind, persona, language, number, moments_sec)
+
+
+def known_of(record: Record) -> list[TextRecord]:
+    """The captions in the order of their times; of a record without any, what its turns say."""
+    if record.captions:
+        return sorted(record.captions, key=lambda one: one.start_sec or 0.0)
+    return [TextRecord(text=turn.text) for turn in record.turns]
+
+
+def _after(event: TextRecord) -> float:
+    return round((event.end_sec if event.end_sec is not None else event.start_sec + REACTION_SEC), 2)
+
+
+def write_lines(plans: list[Plan], writer: Writer, templates: Templates) -> None:
+    """Let the dialogues grow, all by a line at a time, so that a model has many to write at once."""
+    for step in range(2 * max((len(plan.moments_sec) for plan in plans), default=0)):
+        speaker = _SIDES[step % 2]
+        growing = [plan for plan in plans if not plan.ended and step < 2 * len(plan.moments_sec)]
+        if not growing:
+            return
+        chats = [plan.chat(speaker, templates) for plan in growing]
+        lines = writer.lines(chats, seeds=[plan.seed + step for plan in growing])
+        for plan, line in zip(growing, lines, strict=True):
+            plan.add(speaker, clean_line(line)[:_MOST_LINE])

@@ -41,6 +41,20 @@ def gated(wave: np.ndarray, speech: np.ndarray, hold_sec: float) -> np.ndarray:
     return wave * np.pad(envelope, (0, len(wave) - len(envelope)))
 
 
+def loudness(wave: np.ndarray, wanted_lufs: float) -> np.ndarray:
+    """[N] at that loudness (ITU-R BS.1770, by pyloudnorm), its peaks below 1; silence, and less than its window of
+    0.4 s, stay as they are."""
+    import pyloudnorm
+
+    if len(wave) < 0.4 * SAMPLE_RATE_HZ:
+        return wave
+    found = pyloudnorm.Meter(SAMPLE_RATE_HZ).integrated_loudness(wave.astype(np.float64))
+    if not np.isfinite(found):
+        return wave
+    gain = min(10 ** ((wanted_lufs - found) / 20), 0.99 / float(np.abs(wave).max()))
+    return (wave * gain).astype(np.float32)
+
+
 def user_channel(wave: np.ndarray, rng: np.random.Generator, *, clean: bool = False) -> np.ndarray:
     """The user's side as a microphone gives it: [N] -> [N] float32 in -1..1. `clean`: only the level changes."""
     if not clean:

@@ -1,9 +1,9 @@
 """`encode`: both channels of every call of a manifest -> codes, one file per call. Can be killed and run again."""
 
-import argparse
-import os
-from collections.abc import Iterator
+import io
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,60 +11,56 @@ import soundfile
 import torch
 from torch import Tensor
 
-from data_prep.calls import Call, read_manifest
+from data_prep.calls import Call, parse_entry
+from data_prep.files import write_atomic
+from data_prep.steps import STEP, How, Item, Outcome, Tally, read_step, run_step
 from mmspeech.audio.codec import Codec
 from mmspeech.audio.waveform import AudioError, resample
 from mmspeech.checkpoint import codec_hash, load_codec
 from mmspeech.config import ConfigError
 from mmspeech.data.shards import CodecStamp
 
-STAMP = "codec_stamp.json"
 SILENCE_FRAMES = 50
+CHUNK_ITEMS = 32
 
 
-@dataclass
-class EncodeReport:
-    """How many calls were encoded now, had been done before, and failed (each failure beside it in a .err file)."""
+def encode(*, data: Path, codec_dir: Path, out: Path, how: How, batch_sec: float = 30.0, device: str = "cpu") -> Tally:
+    """Encode the calls of `data` into `out`/ID.npy, int16 [2K, T], the model's rows first, then the user's.
 
-    encoded: int = 0
-    skipped: int = 0
-    failed: int = 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line; the exit status is 0, or 1 when a call could not be encoded."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep encode", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder of a manifest (manifest.jsonl), or the file")
-    parser.add_argument("--codec", type=Path, required=True, help="codec or checkpoint directory")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the codes")
-    parser.add_argument("--batch-sec", type=float, default=30.0, help="seconds of stereo audio encoded at once")
-    parser.add_argument("--shard", default="0/1", help="do every n-th call only: i/n, for several processes")
-    args = parser.parse_args(argv)
-    report = encode(data=args.data, codec_dir=args.codec, out=args.out, batch_sec=args.batch_sec, shard=args.shard)
-    print(f"{args.out}: {report.encoded} calls encoded, {report.skipped} were there, {report.failed} failed")
-    return 1 if report.failed else 0
+    `batch_sec`: seconds of stereo audio encoded at once. ConfigError for a folder with another codec's codes.
+    """
+    stamp = codec_stamp(load_codec(codec_dir))
+    settings = {"codec": stamp.hash, "batch_sec": batch_sec}
+    work = EncodeWork(data if data.is_dir() else data.parent, codec_dir, out, batch_sec, device)
+    told = {"codec": stamp.model_dump()}
+    return run_step("encode", data, out, work, settings=settings, how=how, chunk_items=CHUNK_ITEMS, told=told)
 
 
-def encode(*, data: Path, codec_dir: Path, out: Path, batch_sec: float = 30.0, shard: str = "0/1") -> EncodeReport:
-    """Encode the calls of `data` into `out`/ID.npy, int16 [2K, T], the model's rows first, then the user's."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+@dataclass(frozen=True)
+class EncodeWork:
+    """See steps.Work."""
 
-    calls = _take_shard(read_manifest(data), shard)
-    codec = load_codec(codec_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    _claim(out, codec_stamp(codec))
-    report = EncodeReport()
-    todo = [call for call in calls if not codes_file(out, call.id).is_file()]
-    report.skipped = len(calls) - len(todo)
-    columns = (TextColumn("encode"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
-    with Progress(*columns, TimeRemainingColumn()) as progress:
-        task = progress.add_task("encode", total=len(todo), speed="")
-        for batch in _batches(todo, batch_sec):
-            _encode_batch(batch, codec=codec, out=out, report=report)
-            elapsed = progress.tasks[task].elapsed or 1e-9
-            speed = f"{(report.encoded + report.failed) / elapsed:.1f} calls/s"
-            progress.update(task, advance=len(batch), speed=speed)
-    return report
+    folder: Path
+    codec_dir: Path
+    out: Path
+    batch_sec: float
+    device: str
+
+    def open(self):
+        codec = load_codec(self.codec_dir)
+        codec.to(self.device)
+        return partial(self._chunk, codec)
+
+    def _chunk(self, codec: Codec, number: int, items: list[Item]) -> Iterable[Outcome]:
+        calls, found = [], {}
+        for place, (where, data) in enumerate(items):
+            try:
+                calls.append((place, parse_entry(data, where=where, folder=self.folder)))
+            except ConfigError as error:
+                found[place] = Outcome(where, failed=str(error))
+        for batch in _batches(calls, self.batch_sec):
+            found |= _encode_batch(batch, codec=codec, out=self.out)
+        return [found[place] for place in range(len(items))]
 
 
 def codes_file(out: Path, call_id: str) -> Path:
@@ -74,10 +70,10 @@ def codes_file(out: Path, call_id: str) -> Path:
 
 def read_stamp(out: Path) -> CodecStamp:
     """Which codec made the codes in `out`."""
-    file = out / STAMP
-    if not file.is_file():
-        raise ConfigError(f"{out}: no {STAMP}; expected the output folder of data_prep encode")
-    return CodecStamp.model_validate_json(file.read_text(encoding="utf-8"))
+    told = read_step(out).get("codec")
+    if told is None:
+        raise ConfigError(f"{out}: no {STEP} that names a codec; expected the output folder of data_prep encode")
+    return CodecStamp.model_validate(told)
 
 
 def read_stereo(path: Path, sample_rate_hz: int) -> Tensor:
@@ -105,65 +101,44 @@ def codec_stamp(codec: Codec) -> CodecStamp:
     )
 
 
-def _claim(out: Path, stamp: CodecStamp) -> None:
-    """Write the stamp, or refuse a folder that holds another codec's codes."""
-    file = out / STAMP
-    if file.is_file():
-        earlier = read_stamp(out)
-        if earlier.hash != stamp.hash:
-            raise ConfigError(
-                f"{out}: holds codes of codec {earlier.hash}, not {stamp.hash}; choose a new --out folder"
-            )
-        return
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(stamp.model_dump_json(), encoding="utf-8")
-    os.replace(temporary, file)
-
-
-def _take_shard(calls: list[Call], shard: str) -> list[Call]:
-    index, separator, count = shard.partition("/")
-    if not separator or not index.isdigit() or not count.isdigit() or int(index) >= int(count):
-        raise ConfigError(f"--shard {shard}: expected i/n with 0 <= i < n, e.g. 0/2")
-    return calls[int(index) :: int(count)]
-
-
-def _batches(calls: list[Call], batch_sec: float) -> Iterator[list[Call]]:
+def _batches(calls: list[tuple[int, Call]], batch_sec: float) -> Iterator[list[tuple[int, Call]]]:
     """Calls of like length together, so that little is padded."""
-    batch: list[Call] = []
-    for call in sorted(calls, key=lambda c: c.duration_sec):
+    batch: list[tuple[int, Call]] = []
+    for place, call in sorted(calls, key=lambda one: one[1].duration_sec):
         if batch and call.duration_sec * (len(batch) + 1) > batch_sec:
             yield batch
             batch = []
-        batch.append(call)
+        batch.append((place, call))
     if batch:
         yield batch
 
 
-def _encode_batch(calls: list[Call], *, codec: Codec, out: Path, report: EncodeReport) -> None:
-    waves, read = [], []
-    for call in calls:
+def _encode_batch(batch: list[tuple[int, Call]], *, codec: Codec, out: Path) -> dict[int, Outcome]:
+    found, read = {}, []
+    for place, call in batch:
         try:
-            waves.append(read_stereo(call.audio, codec.sample_rate_hz))
-            read.append(call)
+            read.append((place, call, read_stereo(call.audio, codec.sample_rate_hz)))
         except AudioError as error:
-            codes_file(out, call.id).with_suffix(".err").write_text(f"{error}\n", encoding="utf-8")
-            report.failed += 1
+            found[place] = Outcome(call.id, failed=str(error))
     if not read:
-        return
-    samples = max(wave.shape[1] for wave in waves)
-    batch = torch.stack([torch.nn.functional.pad(wave, (0, samples - wave.shape[1])) for wave in waves])
-    codes = codec.encode(batch.flatten(0, 1)[:, None])  # the codec is causal: padding does not touch what is before it
+        return found
+    samples = max(wave.shape[1] for *_, wave in read)
+    waves = torch.stack([torch.nn.functional.pad(wave, (0, samples - wave.shape[1])) for *_, wave in read])
+    device = next(codec.parameters()).device
+    with torch.no_grad():  # the codec is causal: padding does not touch what is before it
+        codes = codec.encode(waves.flatten(0, 1)[:, None].to(device)).cpu()
     codes = codes.unflatten(0, (len(read), 2)).flatten(1, 2).to(torch.int16).numpy()
-    for call, wave, rows in zip(read, waves, codes, strict=True):
+    for (place, call, wave), rows in zip(read, codes, strict=True):
         num_frames = -(-wave.shape[1] // codec.frame_samples)
         _save(codes_file(out, call.id), rows[:, :num_frames])
-        report.encoded += 1
+        duration_sec = round(wave.shape[1] / codec.sample_rate_hz, 3)
+        entry = {"id": call.id, "path": f"{call.id}.npy", "frames": num_frames, "duration": duration_sec}
+        found[place] = Outcome(call.id, entry)
+    return found
 
 
 def _save(file: Path, codes: np.ndarray) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as handle:
-        np.save(handle, np.ascontiguousarray(codes))
-    os.replace(temporary, file)
-    file.with_suffix(".err").unlink(missing_ok=True)
+    held = io.BytesIO()
+    np.save(held, np.ascontiguousarray(codes))
+    write_atomic(file, held.getvalue())

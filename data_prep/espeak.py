@@ -148,7 +148,7 @@ def _speak(engine: _Engine, text: str, *, name: str, pitch: float, rate: float):
     """What synthesise returns, or the ValueError it should raise."""
     try:
         engine.set_voice(name)
-        data = text.encode("ascii")
+        data = text.encode()
     except ValueError as error:
         return ConfigError(str(error))
     ctypes.CDLL(None).srand(1)

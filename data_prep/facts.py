@@ -13,7 +13,6 @@ import torch
 from pydantic import Field
 
 from data_prep.clips import COMMENTARY_APART_SEC
-from data_prep.dialogue import Turn, pick, visual_turn
 from data_prep.encode import codec_stamp
 from data_prep.film import film
 from data_prep.happenings import KINDS, random_clip
@@ -21,8 +20,9 @@ from data_prep.motion import SEEN_FPS, Clip, seen_sec
 from data_prep.motion_dialogue import EVENT_KINDS, TimedTurn, clip_turns, commentary
 from data_prep.render import render_png
 from data_prep.scenes import item_rng
-from data_prep.speak import Timing
 from data_prep.world import random_scene
+from data_prep.world_dialogue import Turn, pick, visual_turn
+from data_prep.world_speak import Timing
 from mmspeech.checkpoint import load_codec
 from mmspeech.config import StrictModel
 from mmspeech.data.shards import ShardSetInfo, write_shards

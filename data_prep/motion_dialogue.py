@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from data_prep import motion_forms
-from data_prep.dialogue import NUMBERS, PLACE_NAMES, Turn, articles, form_turn, pick, visual_turn
 from data_prep.motion import Appear, Blink, Clip, Cross, Event, Grow, Move, Recolour, Shrink, Vanish, seen_sec
 from data_prep.motion_forms import (
     APPEARED,
@@ -32,6 +31,7 @@ from data_prep.motion_forms import (
     WHICH_WAY_NOW,
 )
 from data_prep.world import SceneObject
+from data_prep.world_dialogue import NUMBERS, PLACE_NAMES, Turn, articles, form_turn, pick, visual_turn
 
 JUST_SEC = 3.0  # how long after an event one may ask what just happened
 LATEST_SEC = 2.0  # after the clip's end a question is over
@@ -333,7 +333,7 @@ def commentary(clip: Clip, rng: np.random.Generator) -> TimedTurn:
 
 def clip_vocabulary() -> list[str]:
     """Every word that may be said about clips beside those of dialogue.vocabulary(), by either side."""
-    from data_prep.dialogue import vocabulary
+    from data_prep.world_dialogue import vocabulary
 
     texts = [form.replace("{name}", "").replace("|", "") for group in motion_forms.ALL for form in group]
     texts.append("it was moves left right up down turns blinks vanishes grows shrinks appears pass time times")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from data_prep.model_voice import model_says
-from data_prep.speak import Track
+from data_prep.world_speak import Track
 from mmspeech.audio.codec import Codec
 from mmspeech.frames import seconds_to_frames
 from mmspeech.types import Word

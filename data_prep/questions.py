@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.clip_questions import CLIP_SETS, LEAD_SEC, make_clip_question, write_question
-from data_prep.dialogue import Turn, small_talk_turn, visual_turn
 from data_prep.files import write_atomic
 from data_prep.model_voice import model_says
 from data_prep.render import render_png
 from data_prep.scenes import item_rng
-from data_prep.speak import Timing, Track, plain_text, say_question
 from data_prep.tts import random_voice, require_synthesisers
 from data_prep.world import Scene, random_scene
+from data_prep.world_dialogue import Turn, small_talk_turn, visual_turn
+from data_prep.world_speak import Timing, Track, plain_text, say_question
 from mmspeech.config import ConfigError, read_mapping
 
 STILL_SETS = ("known", "unseen", "talk", "pause", "barge")

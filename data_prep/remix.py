@@ -19,7 +19,6 @@ from torch import Tensor
 
 from data_prep.bank import Bank, Piece, Question
 from data_prep.clips import COMMENTARY_APART_SEC
-from data_prep.dialogue import Turn, blind_turn, shown_turn, visual_turn
 from data_prep.film import film
 from data_prep.happenings import random_clip
 from data_prep.motion import SEEN_FPS, Clip, seen_sec
@@ -27,9 +26,10 @@ from data_prep.motion_dialogue import TimedTurn, clip_turns, commentary
 from data_prep.mouth import LEAD_SEC, TAIL_SEC, Mouth
 from data_prep.render import render_png
 from data_prep.scenes import item_rng
-from data_prep.speak import COMMENT_WITHIN_SEC, FIRST_ROOM_SEC, LONG_ANSWER_SEC, Timing
 from data_prep.tts import require_synthesisers
 from data_prep.world import random_scene
+from data_prep.world_dialogue import Turn, blind_turn, shown_turn, visual_turn
+from data_prep.world_speak import COMMENT_WITHIN_SEC, FIRST_ROOM_SEC, LONG_ANSWER_SEC, Timing
 from mmspeech.checkpoint import codec_hash, load_codec
 from mmspeech.config import StrictModel
 from mmspeech.data.shards import ShardSetInfo, speaker_rows, write_shards

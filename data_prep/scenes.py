@@ -9,10 +9,10 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from rich.progress import track
 
-from data_prep.dialogue import blind_dialogue, visual_dialogue
 from data_prep.files import write_atomic
 from data_prep.render import render_png
 from data_prep.world import SPLITS, random_scene
+from data_prep.world_dialogue import blind_dialogue, visual_dialogue
 from mmspeech.config import ConfigError, StrictModel, parse_config
 
 Kind = Literal["visual", "blind", "clip", "swap"]
@@ -27,7 +27,7 @@ class CommentRecord(StrictModel):
 
 
 class TurnRecord(StrictModel):
-    """One exchange; in `question` a "|" marks where a speaker may pause. See data_prep.dialogue.Turn.
+    """One exchange; in `question` a "|" marks where a speaker may pause. See data_prep.world_dialogue.Turn.
 
     `sight`: which of the dialogue's `sights` it is about (None: it does not matter). `when`: between which times of
     that clip (None: ever after) its question may end; see data_prep.motion_dialogue.TimedTurn.

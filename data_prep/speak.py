@@ -1,354 +1,144 @@
-"""`speak`: dialogues -> stereo calls (left the model, right the user) with word and phone times."""
+"""`speak`: records with turns -> stereo calls (left the model, right the user) with the times of their words.
 
+Every call has a caller's voice of its own (or the one that the record's meta "user_speaker" always has); the model's
+is the same in all. The caller's side goes through rooms, telephones and noise; the model's is clean.
+"""
+
+import hashlib
 import json
-import multiprocessing
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
-from data_prep.effects import user_channel
-from data_prep.files import write_atomic, write_wav
-from data_prep.model_voice import model_says
-from data_prep.motion import SEEN_FPS, seen_sec
-from data_prep.scenes import DialogueRecord, SightRecord, item_rng, load_dialogue
-from data_prep.tts import Utterance, Voice, random_voice, require_synthesisers, synthesise
+from data_prep.conversation import Conversation, Manners, lay_out
+from data_prep.effects import loudness, user_channel
+from data_prep.files import inside, write_atomic, write_wav
+from data_prep.records import Record, check_paths, media_root, parse_record
+from data_prep.steps import How, Item, Outcome, Tally, attempt, run_step
+from data_prep.voices import Voices, open_voices
 from mmspeech.config import ConfigError, StrictModel
-from mmspeech.frames import SAMPLE_RATE_HZ
+from mmspeech.frames import SAMPLE_RATE_HZ, samples_to_seconds
 
-FADE_SEC = 0.05
-LONG_ANSWER_SEC = 1.4
-FIRST_ROOM_SEC, LATER_ROOM_SEC = 2.5, 0.6  # how far a question about a clip may end after it has become true
-COMMENT_WITHIN_SEC = 1.5  # of an event
-
-
-class Timing(StrictModel):
-    """When people speak. Ranges are (shortest, longest) in seconds; shares are probabilities per turn."""
-
-    start_sec: tuple[float, float] = (0.3, 1.5)
-    answer_gap_sec: tuple[float, float] = (0.35, 0.43)
-    question_gap_sec: tuple[float, float] = (0.5, 1.3)
-    pause_share: float = Field(0.15, ge=0, le=1)
-    pause_sec: tuple[float, float] = (0.4, 1.0)
-    barge_in_share: float = Field(0.25, ge=0, le=1)  # of long answers
-    barge_in_stop_sec: float = 0.28
-    quiet_share: float = Field(0.06, ge=0, le=1)
-    quiet_sec: tuple[float, float] = (2.0, 4.0)
-    reaction_sec: tuple[float, float] = (0.3, 0.42)  # of the model, to a frame that shows that something happened
+CHUNK_ITEMS = 16
+MODEL_LUFS = -24.0
+MEDIA = "media"
+_SPEAKERS = {"main": "SPEAKER_MAIN", "user": "SPEAKER_USER"}
 
 
-@dataclass
-class Track:
-    """One side of a call while it grows: pieces of sound with their start, words and phones with times in seconds."""
+class SpeakSettings(StrictModel):
+    """voices, names, model_voice, aligner: see voices.open_voices. `clean`: no rooms, telephones and noise."""
 
-    pieces: list[tuple[float, np.ndarray]] = field(default_factory=list)
-    words: list[tuple[str, float, float]] = field(default_factory=list)
-    phones: list[tuple[str, float, float]] = field(default_factory=list)
-
-    def add(self, utterance: Utterance, start_sec: float, *, until_sec: float | None = None) -> float:
-        """Lay an utterance down, faded out at `until_sec` if that comes first; returns where it ends."""
-        wave, end_sec = utterance.wave, start_sec + utterance.duration_sec
-        if until_sec is not None and until_sec < end_sec:
-            keep, fade = int((until_sec - start_sec) * SAMPLE_RATE_HZ), int(FADE_SEC * SAMPLE_RATE_HZ)
-            wave, end_sec = wave[:keep].copy(), until_sec
-            wave[-fade:] *= np.linspace(1, 0, min(fade, keep), dtype=np.float32)
-        self.pieces.append((start_sec, wave))
-        for target, items in ((self.words, utterance.words), (self.phones, utterance.phones)):
-            shifted = [(name, start_sec + a, min(start_sec + b, end_sec)) for name, a, b in items]
-            target += [item for item in shifted if item[1] < end_sec]
-        return end_sec
-
-    def join(self, other: "Track", by_sec: float) -> None:
-        """Lay down what another track holds, `by_sec` later than there."""
-        self.pieces += [(start_sec + by_sec, wave) for start_sec, wave in other.pieces]
-        self.words += [(name, a + by_sec, b + by_sec) for name, a, b in other.words]
-        self.phones += [(name, a + by_sec, b + by_sec) for name, a, b in other.phones]
-
-    def wave(self, length: int) -> np.ndarray:
-        """The whole side as float32 [length] at 24 kHz."""
-        out = np.zeros(length, np.float32)
-        for start_sec, piece in self.pieces:
-            start = int(start_sec * SAMPLE_RATE_HZ)
-            out[start : start + len(piece)] += piece[: length - start]
-        return out
+    voices: str = "flite+espeak"
+    names: tuple[str, ...] = ()
+    model_voice: str | None = None
+    aligner: str | None = None
+    manners: Manners = Manners()
+    clean: bool = False
+    seed: int = 0
 
 
-@dataclass
-class SpokenCall:
-    """wave [N, 2] float32 (left the model, right the user) and the json that goes beside it."""
-
-    wave: np.ndarray
-    record: dict
-
-
-def question_parts(question: str, rng: np.random.Generator, *, pause: bool) -> list[str]:
-    """The question in one part, or cut at one of its marks where the speaker pauses."""
-    words = question.split()
-    marks = [index for index, word in enumerate(words) if word == "|"]
-    if not pause or not marks:
-        return [" ".join(word for word in words if word != "|")]
-    cut = marks[int(rng.integers(len(marks)))]
-    halves = words[:cut], words[cut:]
-    return [" ".join(word for word in half if word != "|") for half in halves]
+def speak(data: Path, out: Path, settings: SpeakSettings, *, how: How) -> Tally:
+    """Voice every record of `data` that has turns. Raises ConfigError for voices that cannot be had."""
+    root = media_root(data if data.is_dir() else data.parent)
+    opened_voices(settings)  # before any work, and before a process is started
+    return run_step(
+        "speak",
+        data,
+        out,
+        SpeakWork(out.resolve(), root, settings),
+        settings=settings.model_dump(mode="json"),
+        how=how,
+        chunk_items=CHUNK_ITEMS,
+    )
 
 
-def say_question(track: Track, question: str, voice: Voice, start_sec: float, rng, timing: Timing) -> float:
-    """Lay a question down, perhaps with a pause inside; returns where it ends."""
-    end_sec = start_sec
-    parts = question_parts(question, rng, pause=rng.random() < timing.pause_share)
-    for number, part in enumerate(parts):
-        start_sec = end_sec + (rng.uniform(*timing.pause_sec) if number else 0.0)
-        end_sec = track.add(synthesise(part, voice), start_sec)
-    return end_sec
+def opened_voices(settings: SpeakSettings) -> Voices:
+    """The pool of voices, with an aligner where it needs one."""
+    aligner = None
+    if settings.aligner is not None:
+        from data_prep.aligners import open_aligner
+
+        aligner = open_aligner(settings.aligner).words
+    return open_voices(settings.voices, names=settings.names, model_voice=settings.model_voice, aligner=aligner)
 
 
-class OtherCallError(ConfigError):
-    """A folder that holds another call under the same name."""
+@dataclass(frozen=True)
+class SpeakWork:
+    """See steps.Work."""
+
+    out: Path
+    root: Path
+    settings: SpeakSettings
+
+    def open(self):
+        return partial(self._chunk, opened_voices(self.settings))
+
+    def _chunk(self, voices: Voices, number: int, items: list[Item]) -> Iterable[Outcome]:
+        for where, data in items:
+            name = data.get("id", where) if isinstance(data, dict) else where
+            yield attempt(str(name), partial(self._item, voices, where, data))
+
+    def _item(self, voices: Voices, where: str, data: Any) -> dict[str, Any]:
+        if isinstance(data, ConfigError):
+            raise data
+        record = parse_record(data, where=where)
+        if not record.turns:
+            raise ConfigError(f"{record.id}: no turns to speak; write them with `python -m data_prep dialogue`")
+        check_paths(record, self.root)
+        rng = np.random.default_rng(_number(f"{self.settings.seed} {record.id}"))
+        language = record.meta.get("language", "en")
+        cast = {"user": self._caller(voices, record, language), "main": voices.model(language)}
+        call = lay_out(record.turns, voices, cast, language=language, manners=self.settings.manners, rng=rng)
+        return write_call(self.out, record, self._mixed(call, rng), call, cast, root=self.root)
+
+    def _caller(self, voices: Voices, record: Record, language: str) -> str:
+        who = record.meta.get("user_speaker", record.id)
+        return voices.draw(np.random.default_rng(_number(f"{self.settings.seed} voice {who}")), language)
+
+    def _mixed(self, call: Conversation, rng: np.random.Generator) -> np.ndarray:
+        """[N, 2]: the model, the caller."""
+        length = int(call.end_sec * SAMPLE_RATE_HZ)
+        main, user = (call.tracks[side].wave(length) for side in ("main", "user"))
+        return np.stack([loudness(main, MODEL_LUFS), user_channel(user, rng, clean=self.settings.clean)], axis=1)
 
 
-def speak_dialogue(turns: list[dict], *, voice: Voice, rng: np.random.Generator, timing: Timing) -> SpokenCall:
-    """Lay a dialogue out in time: gaps, pauses, barge-ins, stretches of quiet.
-
-    turns: dicts of the fields of scenes.TurnRecord; the record's turns have the times (seconds) and `interrupted` too.
-    """
-    model, user, records = Track(), Track(), []
-    now_sec = rng.uniform(*timing.start_sec)
-    cut_after: dict | None = None  # the answer that the next question interrupts
-    for number, turn in enumerate(turns):
-        if cut_after is None and rng.random() < timing.quiet_share:
-            now_sec += rng.uniform(*timing.quiet_sec)
-        question_end = say_question(user, turn["question"], voice, now_sec, rng, timing)
-        if cut_after is not None:
-            _finish_answer(model, cut_after, until_sec=now_sec + timing.barge_in_stop_sec)
-            cut_after = None
-        answer = model_says(turn["answer"])
-        start = question_end + rng.uniform(*timing.answer_gap_sec)
-        record = turn | _spoken(turn, (now_sec, question_end), (start, start + answer.duration_sec))
-        records.append(record)
-        long = answer.duration_sec > LONG_ANSWER_SEC and number + 1 < len(turns)
-        if long and rng.random() < timing.barge_in_share:
-            cut_after = record
-            now_sec = start + rng.uniform(0.5, answer.duration_sec - 0.4)
-        else:
-            _finish_answer(model, record, until_sec=None)
-            now_sec = record["answer_end_sec"] + rng.uniform(*timing.question_gap_sec)
-    return _mixed(model, user, records, end_sec=now_sec, rng=rng)
-
-
-def speak_shown(
-    turns: list[dict], *, num_sights: int, voice: Voice, rng: np.random.Generator, timing: Timing
-) -> tuple[SpokenCall, list[float]]:
-    """Lay a dialogue out in time together with what is shown; also returns when each of those begins, in seconds.
-
-    A clip begins such that the first question about it ends when it is true; later questions wait for their time, and
-    one that would come too late is left out. A picture begins before the first question about it. After a request to
-    tell what happens, the model speaks when it has: the turn's `comments` get their times in the call.
-    """
-    model, user, records = Track(), Track(), []
-    starts_sec: list[float] = []
-    now_sec = rng.uniform(*timing.start_sec)
-    for turn in turns:
-        asked = Track()
-        length_sec = say_question(asked, turn["question"], voice, 0.0, rng, timing)
-        begin_sec = _begin(turn, now_sec, length_sec, starts_sec, rng)
-        if begin_sec is None:
-            continue
-        user.join(asked, begin_sec)
-        start_sec = begin_sec + length_sec + rng.uniform(*timing.answer_gap_sec)
-        end_sec = model.add(model_says(turn["answer"]), start_sec)
-        record = {key: value for key, value in turn.items() if key not in ("when", "comments")}
-        records.append(record | _spoken(turn, (begin_sec, begin_sec + length_sec), (start_sec, end_sec)))
-        if "comments" in turn:
-            records[-1]["comments"] = _comment(model, turn["comments"], starts_sec[turn["sight"]], end_sec, rng, timing)
-            end_sec = records[-1]["comments"][-1]["end_sec"]
-        now_sec = end_sec + rng.uniform(*timing.question_gap_sec)
-    if len(starts_sec) < num_sights:
-        raise ConfigError(f"{len(starts_sec)} of {num_sights} things that are shown are asked about; expected all")
-    return _mixed(model, user, records, end_sec=now_sec, rng=rng), starts_sec
-
-
-def _spoken(turn: dict, question_sec: tuple[float, float], answer_sec: tuple[float, float]) -> dict:
-    """What the record of a turn has once it is spoken: when question and answer begin and end."""
-    return {
-        "question": plain_text(turn["question"]),
-        "question_start_sec": question_sec[0],
-        "question_end_sec": question_sec[1],
-        "answer_start_sec": answer_sec[0],
-        "answer_end_sec": answer_sec[1],
-        "interrupted": False,
+def write_call(
+    out: Path, record: Record, wave: np.ndarray, call: Conversation, cast: dict[str, str], *, root: Path
+) -> dict[str, Any]:
+    """Write the sound, the json and what is shown of a call; returns its manifest entry."""
+    wav = out / f"{record.id}.wav"
+    wav.parent.mkdir(parents=True, exist_ok=True)
+    words = [(word, a, b, _SPEAKERS[side]) for side, track in call.tracks.items() for word, a, b in track.words]
+    words.sort(key=lambda word: word[1])
+    visuals = [visual.model_dump() | {"path": keep_media(out, inside(root, visual.path))} for visual in record.visuals]
+    facts = {"id": record.id, "source": record.source, "licence": record.licence, "split": record.split}
+    told = {
+        "alignments": [[word, [round(a, 3), round(b, 3)], who] for word, a, b, who in words],
+        "visuals": visuals,
+        "said": call.said,
+        "voices": cast,
+        **facts,
+        "meta": record.meta,
     }
+    write_wav(wav, wave)
+    write_atomic(wav.with_suffix(".json"), json.dumps(told, ensure_ascii=False).encode())
+    return {"path": f"{record.id}.wav", "duration": round(samples_to_seconds(len(wave)), 3)} | facts
 
 
-def _begin(turn: dict, now_sec: float, length_sec: float, starts_sec: list[float], rng) -> float | None:
-    """When a question that can begin at `now_sec` does; None: it would come too late. Fills in `starts_sec`."""
-    sight = turn.get("sight")
-    new = sight is not None and sight == len(starts_sec)
-    if "when" not in turn:
-        if new:
-            starts_sec.append(round(now_sec + rng.uniform(0.0, 0.4), 3) if starts_sec else 0.0)
-            now_sec = max(now_sec, starts_sec[-1] + rng.uniform(0.1, 0.6))
-        return now_sec
-    earliest_sec, latest_sec = turn["when"]
-    room_sec = FIRST_ROOM_SEC if new else LATER_ROOM_SEC
-    if latest_sec is not None:
-        room_sec = min(room_sec, latest_sec - earliest_sec)
-    true_sec = earliest_sec + rng.uniform(0.0, room_sec)
-    if new:
-        now_sec = max(now_sec, true_sec - length_sec)
-        starts_sec.append(round(now_sec + length_sec - true_sec, 3))
-        return now_sec
-    now_sec = max(now_sec, starts_sec[sight] + true_sec - length_sec)
-    late = latest_sec is not None and now_sec + length_sec > starts_sec[sight] + latest_sec
-    return None if late else now_sec
+def keep_media(out: Path, file: Path) -> str:
+    """Copy a picture or clip under the name of its content, once; returns its path in `out`."""
+    data = file.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()[:32]
+    kept = out / MEDIA / digest[:2] / f"{digest}{file.suffix.lower()}"
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(kept, data)
+    return kept.relative_to(out).as_posix()
 
 
-def _comment(model: Track, comments: list[dict], clip_sec: float, free_sec: float, rng, timing: Timing) -> list[dict]:
-    """Let the model tell of events of a clip that began at `clip_sec`; returns the comments with times of the call."""
-    told = []
-    for comment in comments:
-        seen = max(seen_sec(comment["event_sec"]) + rng.uniform(*timing.reaction_sec), comment["event_sec"] + 0.4)
-        start_sec = max(clip_sec + seen, free_sec + 0.1)
-        event_sec = clip_sec + comment["event_sec"]
-        if start_sec > event_sec + COMMENT_WITHIN_SEC:
-            raise ConfigError(f"{comment['text']!r} would be said {start_sec - event_sec:.2f} s after it happened")
-        free_sec = model.add(model_says(comment["text"]), start_sec)
-        times = {"event_sec": event_sec, "start_sec": start_sec, "end_sec": free_sec}
-        told.append(comment | {key: round(value, 3) for key, value in times.items()})
-    return told
-
-
-def _finish_answer(model: Track, record: dict, *, until_sec: float | None) -> None:
-    end = model.add(model_says(record["answer"]), record["answer_start_sec"], until_sec=until_sec)
-    record["interrupted"] = until_sec is not None and until_sec < record["answer_end_sec"]
-    record["answer_end_sec"] = end
-
-
-def _mixed(model: Track, user: Track, records: list[dict], *, end_sec: float, rng) -> SpokenCall:
-    """Both sides of a call, which ends a little after `end_sec`, and its record."""
-    length = int((end_sec + rng.uniform(0.3, 1.0)) * SAMPLE_RATE_HZ)
-    wave = np.stack([model.wave(length), user_channel(user.wave(length), rng)], axis=1)
-    alignments = [(w, a, b, "SPEAKER_MAIN") for w, a, b in model.words]
-    alignments += [(w, a, b, "SPEAKER_USER") for w, a, b in user.words]
-    alignments.sort(key=lambda item: item[1])
-    record = {
-        "alignments": [[w, [round(a, 3), round(b, 3)], who] for w, a, b, who in alignments],
-        "phones": {
-            side: [[p, round(a, 3), round(b, 3)] for p, a, b in track.phones]
-            for side, track in (("main", model), ("user", user))
-        },
-        "turns": [{k: round(v, 3) if isinstance(v, float) else v for k, v in turn.items()} for turn in records],
-    }
-    return SpokenCall(wave, record)
-
-
-def speak_item(source: Path, out: Path, *, seed: int, timing: Timing) -> dict:
-    """Voice one NAME.dialogue.json into out/NAME.wav and .json; returns its manifest entry. Done work is kept.
-
-    Raises ConfigError for a broken dialogue or one that cannot be spoken, OtherCallError when out/NAME.json is of
-    another dialogue.
-    """
-    name = source.name.removesuffix(".dialogue.json")
-    if not name.isdigit():
-        raise ConfigError(f"{source}: expected a number as its name, as `python -m data_prep scenes` gives")
-    dialogue = load_dialogue(source)
-    wav, record_path = (out / f"{name}{suffix}" for suffix in (".wav", ".json"))
-    sights = sights_of(dialogue, name)
-    if record_path.is_file() and wav.is_file():
-        entry = _entry_of(record_path, dialogue)
-        if all((out / sight.path).is_file() for sight in sights):
-            return entry
-    rng = item_rng(seed, dialogue.split, int(name), "speak")
-    voice = random_voice(rng, held_out=False)
-    turns = [turn.model_dump(mode="json", exclude_defaults=True) for turn in dialogue.turns]
-    if dialogue.sights:
-        call, starts_sec = speak_shown(turns, num_sights=len(sights), voice=voice, rng=rng, timing=timing)
-    else:
-        call, starts_sec = speak_dialogue(turns, voice=voice, rng=rng, timing=timing), [0.0] * len(sights)
-    entry = {"path": wav.name, "duration": round(len(call.wave) / SAMPLE_RATE_HZ, 3), "kind": dialogue.kind}
-    visuals = []
-    for sight, start_sec in zip(sights, starts_sec, strict=True):
-        write_atomic(out / sight.path, source.with_name(sight.path).read_bytes())
-        visuals.append({"kind": sight.kind, "path": sight.path, "start_sec": start_sec})
-        visuals[-1] |= {"fps": SEEN_FPS} if sight.kind == "clip" else {}
-    write_wav(wav, call.wave)
-    facts = {"visuals": visuals, "voice": voice.model_dump(), "split": dialogue.split, "entry": entry}
-    write_atomic(record_path, json.dumps(call.record | facts).encode())
-    return entry
-
-
-def sights_of(dialogue: DialogueRecord, name: str) -> tuple[SightRecord, ...]:
-    """What is shown in the call of the dialogue called `name`."""
-    if dialogue.kind == "visual":
-        return (SightRecord(kind="image", path=f"{name}.png"),)
-    return dialogue.sights
-
-
-def plain_text(question: str) -> str:
-    """A question without its pause marks."""
-    return " ".join(question.replace("|", " ").split())
-
-
-def _entry_of(record_path: Path, dialogue: DialogueRecord) -> dict:
-    """The manifest entry of a call that was voiced before."""
-    try:
-        record = json.loads(record_path.read_text(encoding="utf-8"))
-        entry, spoken = record["entry"], [turn["question"] for turn in record["turns"]]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ConfigError(f"{record_path}: not the json of a call; delete it and run this again") from error
-    wanted = iter(plain_text(turn.question) for turn in dialogue.turns)
-    if not spoken or not all(question in wanted for question in spoken):  # in order; some may have been left out
-        raise OtherCallError(
-            f"{record_path}: holds another call than {dialogue.turns[0].question!r} begins; choose another --out folder"
-        )
-    return entry
-
-
-def _speak_one(job: tuple[Path, Path, int, Timing]) -> tuple[Path, dict | None, str]:
-    source, out, seed, timing = job
-    try:
-        return source, speak_item(source, out, seed=seed, timing=timing), ""
-    except OtherCallError:
-        raise
-    except (ValueError, OSError) as error:
-        return source, None, f"{type(error).__name__}: {error}"
-
-
-def _results(work: list[tuple], jobs: int) -> Iterator[tuple[Path, dict | None, str]]:
-    """What _speak_one makes of each job, in order; in this process when there is one job only."""
-    if jobs == 1:
-        yield from map(_speak_one, work)
-        return
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield from pool.imap(_speak_one, work, chunksize=8)
-
-
-def speak(data: Path, out: Path, *, seed: int, jobs: int, timing: Timing, shard: tuple[int, int] = (0, 1)) -> int:
-    """Voice every dialogue of `data` into `out`; the manifest is written last. Returns how many failed (.err files).
-
-    `jobs`: processes. `shard` (i, n): only every n-th dialogue, beginning with i; the manifest is then a part,
-    manifest-i-of-n.jsonl. Raises ConfigError when there are no dialogues or `out` holds other calls, FileNotFoundError
-    when a synthesiser is not installed.
-    """
-    from rich.progress import track
-
-    sources = sorted(data.glob("*.dialogue.json"))
-    if not sources:
-        raise ConfigError(f"{data}: no *.dialogue.json; make them with `python -m data_prep scenes`")
-    require_synthesisers()
-    out.mkdir(parents=True, exist_ok=True)
-    work = [(source, out, seed, timing) for source in sources[shard[0] :: shard[1]]]
-    entries: list[dict] = []
-    failed = 0
-    for source, entry, problem in track(_results(work, jobs), total=len(work), description="speak"):
-        problem_file = out / f"{source.name}.err"
-        if entry is None:
-            failed += 1
-            write_atomic(problem_file, problem.encode())
-        else:
-            entries.append(entry)
-            problem_file.unlink(missing_ok=True)
-    name = "manifest.jsonl" if shard[1] == 1 else f"manifest-{shard[0]}-of-{shard[1]}.jsonl"
-    write_atomic(out / name, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
-    return failed
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")

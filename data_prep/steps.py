@@ -1,7 +1,7 @@
 """How every step of the chain runs: a manifest in, a manifest out, in chunks that are done or not.
 
-A chunk is a run of lines of the input. What becomes of its items is one file, OUT/parts/NNNNNN.jsonl, which appears whole
-or not at all; files beside it (sounds, codes) are written before, each whole, under names that follow from their items.
+A chunk is a run of lines of the input. What becomes of its items is one file, OUT/parts/NNNNNN.jsonl, which is whole or
+not there; files beside it (sounds, codes) are written before, each whole, under names that follow from their items.
 So a step may be killed at any moment and started again, by any number of processes on any number of machines that share
 a folder: each does chunks that are not there yet, doing one twice gives the same bytes, and who finds all of them there
 writes manifest.jsonl (entries, in the order of the input), manifest.err (what failed, and why) and step.json (what was
@@ -11,11 +11,14 @@ done, with which settings). Chunks in which something failed are tried again by 
 import hashlib
 import json
 import time
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from data_prep.calls import find_manifests
 from data_prep.files import no_room, write_atomic
@@ -23,31 +26,40 @@ from mmspeech.config import ConfigError
 
 SCHEMA_VERSION = 1
 STEP, MANIFEST, ERRORS, PARTS = "step.json", "manifest.jsonl", "manifest.err", "parts"
+MOST_DETAIL = 200  # characters
 
 Item = tuple[str, Any]  # where it stands ("FILE:LINE"), and what: parsed JSON, or a ConfigError for what is none
 
 
 class DroppedError(Exception):
-    """An item that a rule leaves out; the message is the name of the rule."""
+    """An item that a rule leaves out; `detail`: what in it breaks the rule."""
+
+    def __init__(self, rule: str, detail: str = ""):
+        super().__init__(rule)
+        self.rule, self.detail = rule, detail[:MOST_DETAIL]
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of an item: an `entry` of the new manifest, or why there is none. `failed`: it broke, and is tried
-    again; `dropped`: the name of the rule that leaves it out."""
+    again; `dropped`: the name of the rule that leaves it out, `detail`: what breaks it."""
 
     id: str
     entry: dict[str, Any] | None = None
     failed: str = ""
     dropped: str = ""
+    detail: str = ""
 
 
 class Work(Protocol):
     """What a step does. It goes to other processes, so it is small and holds no model."""
 
-    def open(self) -> Callable[[list[Item]], Iterable[Outcome]]:
+    def open(self) -> "Do":
         """Load what a process needs; returns what does a chunk, the same way whoever does it."""
         ...
+
+
+Do = Callable[[int, list[Item]], Iterable[Outcome]]  # the number of a chunk and its items -> what became of each
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,7 @@ def attempt(item_id: str, make: Callable[[], dict[str, Any]]) -> Outcome:
     try:
         return Outcome(item_id, make())
     except DroppedError as rule:
-        return Outcome(item_id, dropped=str(rule))
+        return Outcome(item_id, dropped=rule.rule, detail=rule.detail)
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
         if no_room(error):
             raise
@@ -155,9 +167,9 @@ def read_chunk(chunk: Chunk) -> list[Item]:
     return items
 
 
-def do_chunk(do: Callable[[list[Item]], Iterable[Outcome]], chunk: Chunk, out: Path) -> list[dict[str, Any]]:
+def do_chunk(do: Do, chunk: Chunk, out: Path) -> list[dict[str, Any]]:
     """Do a chunk and write its part; returns what the part holds."""
-    outcomes = [_line_of(outcome) for outcome in do(read_chunk(chunk))]
+    outcomes = [_line_of(outcome) for outcome in do(chunk.number, read_chunk(chunk))]
     write_part(out, chunk.number, outcomes)
     return outcomes
 
@@ -165,7 +177,9 @@ def do_chunk(do: Callable[[list[Item]], Iterable[Outcome]], chunk: Chunk, out: P
 def _line_of(outcome: Outcome) -> dict[str, Any]:
     if outcome.entry is not None:
         return {"entry": outcome.entry}
-    return {"id": outcome.id} | ({"failed": outcome.failed} if outcome.failed else {"dropped": outcome.dropped})
+    if outcome.failed:
+        return {"id": outcome.id, "failed": outcome.failed}
+    return {"id": outcome.id, "dropped": outcome.dropped} | ({"detail": outcome.detail} if outcome.detail else {})
 
 
 def write_part(out: Path, number: int, outcomes: Iterable[dict[str, Any]]) -> None:
@@ -222,7 +236,7 @@ def _is_open(part: list[dict[str, Any]] | None) -> bool:
 def claim(out: Path, verb: str, settings: dict[str, Any], told: dict[str, Any]) -> None:
     """Make `out` the folder of this step. ConfigError when it holds something else."""
     (out / PARTS).mkdir(parents=True, exist_ok=True)
-    wanted = {"schema_version": SCHEMA_VERSION, "verb": verb, "settings": json.loads(json.dumps(settings))} | told
+    wanted = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, "verb": verb, "settings": settings} | told))
     there = read_step(out)
     if there:
         own = {key: there.get(key) for key in wanted}
@@ -265,6 +279,7 @@ def finish(out: Path, num_chunks: int) -> Tally:
         manifest.unlink()
         errors.unlink()
         return tally
+    _refuse_twins(out, manifest)
     manifest.replace(out / MANIFEST)
     if tally.failed:
         errors.replace(out / ERRORS)
@@ -274,6 +289,21 @@ def finish(out: Path, num_chunks: int) -> Tally:
     counts = {"entries": tally.entries, "failed": tally.failed, "dropped": dict(sorted(tally.dropped.items()))}
     write_atomic(out / STEP, json.dumps(read_step(out) | {"counts": counts}, indent=1).encode())
     return tally
+
+
+def _refuse_twins(out: Path, manifest: Path) -> None:
+    """ConfigError where an item stands in the manifest twice: its files would have been written over. Eight bytes of
+    memory for each entry."""
+    seen = array("Q")
+    with manifest.open("rb") as opened:
+        for line in opened:
+            entry = json.loads(line)
+            name = str(entry.get("id", entry.get("path")))
+            seen.append(int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big"))
+    hashes = np.frombuffer(seen, np.uint64) if len(seen) else np.zeros(0, np.uint64)
+    if len(np.unique(hashes)) != len(hashes):
+        manifest.unlink()
+        raise ConfigError(f"{out}: an item stands in its input twice; every one must be there once (`check` names it)")
 
 
 def fingerprint(data: Path) -> str:

@@ -1,6 +1,6 @@
 """Who does the chunks of a step: this process, processes beside it, or a Ray cluster."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import no_room
-from data_prep.steps import Chunk, How, Outcome, Tally, Work, do_chunk
+from data_prep.steps import Chunk, Do, How, Tally, Work, do_chunk
 from mmspeech.config import ConfigError
 
 MOST_BREAKS = 3  # in a row, without a chunk done between
-_do: Callable[[list], Iterable[Outcome]] | None = None  # of a process of the pool
+_do: Do | None = None  # of a process of the pool
 
 Outcomes = list[dict[str, Any]]
 

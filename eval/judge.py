@@ -3,24 +3,16 @@
 Replaceable: `--judge rules`, or `--judge http://host:8000/v1#model-name` (the key is in OPENAI_API_KEY).
 """
 
-import http.client
-import json
-import os
 import re
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from dataclasses import dataclass
 from typing import Protocol
 
 from eval.scoring import holds_answer, normalise
 from mmspeech.config import ConfigError
+from mmspeech.endpoint import chat, split_address
 
 LETTERS = "ABCD"
 RATES = (1, 5)
-_TRIES = 4
-_TIMEOUT_SEC = 60.0
 # Beginnings of sentences by which an assistant declines, as people write them; ours, and not complete.
 REFUSALS = (
     "i can't", "i cannot", "i won't", "i will not", "i'm sorry", "i am sorry", "i'm not able", "i am not able",
@@ -38,19 +30,9 @@ def open_judge(name: str) -> Judge:
     """The judge that `--judge` names; ConfigError for a name that is none."""
     if name == "rules":
         return NoJudge()
-    address, _, model = name.partition("#")
-    if _is_address(address) and model:
-        return ServedJudge(address.rstrip("/"), model)
+    if (served := split_address(name)) is not None:
+        return ServedJudge(*served)
     raise ConfigError(f"--judge {name}: expected rules, or http(s)://host/v1#model-name")
-
-
-def _is_address(address: str) -> bool:
-    """Whether there is a host to ask; a port that is no number, and spaces, are not for urllib to find out."""
-    try:
-        parts = urllib.parse.urlsplit(address)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in address
-    except ValueError:
-        return False
 
 
 class NoJudge:
@@ -86,25 +68,8 @@ class ServedJudge:
 
     def _ask(self, task: str, told: str) -> str:
         messages = [{"role": "system", "content": task}, {"role": "user", "content": told}]
-        body = json.dumps({"model": self.model, "messages": messages, "temperature": 0, "max_tokens": 8}).encode()
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(f"{self.address}/chat/completions", data=body, headers=headers)
-        for number in range(_TRIES):
-            try:
-                with urllib.request.urlopen(request, timeout=_TIMEOUT_SEC) as response:
-                    return str(json.load(response)["choices"][0]["message"]["content"] or "")
-            except urllib.error.HTTPError as error:
-                if error.code < 500 and error.code != 429:
-                    raise ConfigError(f"{self.address}: the judge refused ({error.code} {error.reason})") from error
-                problem: Exception = error
-            except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
-                problem = error
-            if number + 1 < _TRIES:
-                time.sleep(self.wait_sec * 2**number)
-        reason = f"{type(problem).__name__}: {problem}"
-        raise ConfigError(f"{self.address}: the judge {self.model} did not answer in {_TRIES} tries ({reason})")
+        body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": 8}
+        return chat(self.address, body, wait_sec=self.wait_sec)
 
 
 def chosen_letter(answer: str) -> str | None:

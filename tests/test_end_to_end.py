@@ -31,7 +31,8 @@ def world(tmp_path_factory):
     from data_prep.encode import encode
     from data_prep.pack import pack
     from data_prep.scenes import make_scenes
-    from data_prep.speak import Timing, speak
+    from data_prep.steps import How
+    from data_prep.world_speak import Timing, speak
     from mmspeech.audio.codec import build_codec
     from mmspeech.checkpoint import save_codec
     from mmspeech.tokens.text import train_tokenizer
@@ -45,8 +46,8 @@ def world(tmp_path_factory):
     torch.manual_seed(0)
     config = TypeAdapter(CodecConfig).validate_python(MODEL["codec"])
     save_codec(root / "codec", build_codec(config), config)
-    encode(data=root / "calls", codec_dir=root / "codec", out=root / "codes")
-    info, problems = pack(data=root / "calls", codes=root / "codes", out=root / "shards")
+    encode(data=root / "calls", codec_dir=root / "codec", out=root / "codes", how=How())
+    info, problems = pack(data=root / "calls", codes=root / "codes", out=root / "shards", how=How())
     assert info.calls == 4 and not problems
     (root / "model.yaml").write_text(json.dumps(MODEL))
     return root

@@ -7,7 +7,8 @@ its place and moves it there at the end, so a reader finds the old set or the ne
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from mmspeech.config import ConfigError, StrictModel, parse_config
 from mmspeech.types import Sample, Visual, Word
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SIDECAR = "shards.json"
 HUB = "hub:"
 
@@ -41,15 +42,21 @@ class CodecStamp(StrictModel):
 
 
 class ShardFile(StrictModel):
-    """One parquet file of the set."""
+    """One parquet file of the set. pictures: with clips. licences, sources: how many calls have which."""
 
     name: str
     calls: int
     frames: int
+    pictures: int = 0
+    licences: dict[str, int] = {}
+    sources: dict[str, int] = {}
 
 
 class ShardSetInfo(StrictModel):
-    """What `shards.json` holds: the version, the codec and the counts (`pictures`: with clips)."""
+    """What `shards.json` holds: the version, the codec and the counts (`pictures`: with clips).
+
+    media_root: where clips lie that the calls only refer to (None: all are inside).
+    """
 
     schema_version: int = SCHEMA_VERSION
     codec: CodecStamp
@@ -57,6 +64,17 @@ class ShardSetInfo(StrictModel):
     frames: int
     pictures: int
     files: tuple[ShardFile, ...]
+    media_root: str | None = None
+
+    @property
+    def licences(self) -> dict[str, int]:
+        """How many calls are under which licence; calls that name none are "unknown"."""
+        return _summed(file.licences for file in self.files)
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """How many calls come from which set."""
+        return _summed(file.sources for file in self.files)
 
 
 class ShardWriter:
@@ -64,14 +82,12 @@ class ShardWriter:
 
     def __init__(self, path: str | Path, *, codec: CodecStamp, calls_per_file: int = 512):
         self.path = Path(path)
-        if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir()) and not _is_set(self.path)):
-            raise ShardError(f"{self.path}: not empty and not a shard set; expected a new folder or an earlier set")
+        check_place(self.path)
         self.codec = codec
         self.calls_per_file = calls_per_file
         self._building = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        self._rows: list[dict[str, Any]] = []
+        self._samples: list[Sample] = []
         self._files: list[ShardFile] = []
-        self._pictures = 0
 
     def __enter__(self) -> "ShardWriter":
         shutil.rmtree(self._building, ignore_errors=True)
@@ -80,51 +96,97 @@ class ShardWriter:
 
     def __exit__(self, kind, error, trace) -> None:
         if kind is None:
-            self._finish()
+            self._flush()
+            finish_set(self._building, self.path, self._files, codec=self.codec)
         shutil.rmtree(self._building, ignore_errors=True)
 
     def write(self, sample: Sample) -> None:
         """Append one call. Its codes are [2K, T] with values -1 .. codebook_size - 1."""
-        codes = sample.codes.to(torch.int16)
-        rows = 2 * self.codec.num_codebooks
-        if codes.ndim != 2 or codes.shape[0] != rows or not codes.shape[1]:
-            raise ShardError(f"call {sample.id}: codes of shape {tuple(codes.shape)}, expected [{rows}, T] with T > 0")
-        if int(codes.min()) < -1 or int(codes.max()) >= self.codec.codebook_size:
-            raise ShardError(f"call {sample.id}: codes outside -1 .. {self.codec.codebook_size - 1}")
-        self._rows.append(_to_row(sample, codes))
-        self._pictures += len(sample.visuals)
-        if len(self._rows) >= self.calls_per_file:
+        check_codes(sample, self.codec)
+        self._samples.append(sample)
+        if len(self._samples) >= self.calls_per_file:
             self._flush()
 
     def _flush(self) -> None:
-        import pyarrow
-        import pyarrow.parquet
+        if self._samples:
+            self._files.append(write_file(self._building / shard_name(len(self._files)), self._samples))
+            self._samples = []
 
-        name = f"shard-{len(self._files):05d}.parquet"
-        table = pyarrow.Table.from_pylist(self._rows, schema=_arrow_schema())
-        pyarrow.parquet.write_table(table, self._building / name, compression="zstd")
-        frames = sum(row["num_frames"] for row in self._rows)
-        self._files.append(ShardFile(name=name, calls=len(self._rows), frames=frames))
-        self._rows = []
 
-    def _finish(self) -> None:
-        if self._rows:
-            self._flush()
-        if not self._files:
-            raise ShardError(f"{self.path}: no call was written; expected at least one")
-        info = ShardSetInfo(
-            codec=self.codec,
-            calls=sum(f.calls for f in self._files),
-            frames=sum(f.frames for f in self._files),
-            pictures=self._pictures,
-            files=tuple(self._files),
-        )
-        (self._building / SIDECAR).write_text(info.model_dump_json(indent=1), encoding="utf-8")
-        old = self.path.with_name(f".{self.path.name}.{os.getpid()}.old")
-        if self.path.exists():
-            self.path.rename(old)
-        self._building.rename(self.path)
-        shutil.rmtree(old, ignore_errors=True)
+def shard_name(number: int) -> str:
+    """The name of the set's parquet file of that number."""
+    return f"shard-{number:05d}.parquet"
+
+
+def check_place(path: Path) -> None:
+    """ShardError where there is something that is no shard set: it would be lost."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not _is_set(path)):
+        raise ShardError(f"{path}: not empty and not a shard set; expected a new folder or an earlier set")
+
+
+def check_codes(sample: Sample, codec: CodecStamp) -> None:
+    """ShardError for codes that are not [2K, T] of that codec."""
+    codes, rows = sample.codes, 2 * codec.num_codebooks
+    if codes.ndim != 2 or codes.shape[0] != rows or not codes.shape[1]:
+        raise ShardError(f"call {sample.id}: codes of shape {tuple(codes.shape)}, expected [{rows}, T] with T > 0")
+    if int(codes.min()) < -1 or int(codes.max()) >= codec.codebook_size:
+        raise ShardError(f"call {sample.id}: codes outside -1 .. {codec.codebook_size - 1}")
+
+
+def write_file(path: Path, samples: list[Sample], *, clip_paths: dict[tuple[str, int], str] | None = None) -> ShardFile:
+    """Write calls (see check_codes) as one parquet file, whole or not at all; returns what shards.json says of it.
+
+    clip_paths: for clips that are only referred to, (id of the call, number of its visual) -> path under media_root.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [_to_row(sample, clip_paths or {}) for sample in samples]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        table = pyarrow.Table.from_pylist(rows, schema=_arrow_schema())
+        pyarrow.parquet.write_table(table, temporary, compression="zstd")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return ShardFile(
+        name=path.name,
+        calls=len(rows),
+        frames=sum(row["num_frames"] for row in rows),
+        pictures=sum(len(sample.visuals) for sample in samples),
+        licences=dict(sorted(Counter(str(sample.meta.get("licence", "unknown")) for sample in samples).items())),
+        sources=dict(sorted(Counter(str(sample.meta.get("source", "unknown")) for sample in samples).items())),
+    )
+
+
+def finish_set(
+    building: Path, path: Path, files: Sequence[ShardFile], *, codec: CodecStamp, media_root: str | None = None
+) -> ShardSetInfo:
+    """Make the folder `building`, which holds those files, the set at `path`; an earlier set there is replaced."""
+    if not files:
+        raise ShardError(f"{path}: no call was written; expected at least one")
+    info = ShardSetInfo(
+        codec=codec,
+        calls=sum(file.calls for file in files),
+        frames=sum(file.frames for file in files),
+        pictures=sum(file.pictures for file in files),
+        files=tuple(files),
+        media_root=media_root,
+    )
+    (building / SIDECAR).write_text(info.model_dump_json(indent=1), encoding="utf-8")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    if path.exists():
+        path.rename(old)
+    building.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+    return info
+
+
+def _summed(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(sorted(total.items()))
 
 
 class ShardSet:
@@ -155,8 +217,8 @@ class ShardSet:
         """Call number `index`; raises ShardError for one whose content cannot be read."""
         row = self._table[int(index)]
         try:
-            return _to_sample(row, self.info.codec)
-        except (ValueError, KeyError, TypeError) as error:
+            return _to_sample(row, self.info, self.path)
+        except (ValueError, KeyError, TypeError, OSError) as error:
             raise ShardError(f"{self.path}: call {row.get('id')!r} is broken ({error}); pack again") from error
 
 
@@ -222,19 +284,24 @@ def _is_set(path: Path) -> bool:
     return (path / SIDECAR).is_file()
 
 
-def _to_row(sample: Sample, codes: Tensor) -> dict[str, Any]:
+def _to_row(sample: Sample, clip_paths: dict[tuple[str, int], str]) -> dict[str, Any]:
     words = [(w.text, round(w.start_sec, 4), round(w.end_sec, 4), w.speaker) for w in sample.words]
+    visuals = [asdict(visual) | {"path": None} for visual in sample.visuals]
+    for number, visual in enumerate(visuals):
+        if (path := clip_paths.get((sample.id, number))) is not None:
+            visual |= {"data": b"", "path": path}
     return {
         "id": sample.id,
-        "codes": codes.contiguous().numpy().astype("<i2").tobytes(),
-        "num_frames": codes.shape[1],
+        "codes": sample.codes.to(torch.int16).contiguous().numpy().astype("<i2").tobytes(),
+        "num_frames": sample.codes.shape[1],
         "words": json.dumps(words, ensure_ascii=False),
-        "visuals": [asdict(visual) for visual in sample.visuals],
+        "visuals": visuals,
         "meta": json.dumps(sample.meta, ensure_ascii=False),
     }
 
 
-def _to_sample(row: dict[str, Any], codec: CodecStamp) -> Sample:
+def _to_sample(row: dict[str, Any], info: ShardSetInfo, folder: Path) -> Sample:
+    codec = info.codec
     codes = np.frombuffer(row["codes"], dtype="<i2").reshape(2 * codec.num_codebooks, -1)
     if codes.shape[1] != row["num_frames"] or not codes.shape[1]:
         raise ValueError(f"{codes.shape[1]} frames, expected {row['num_frames']} and at least 1")
@@ -244,17 +311,23 @@ def _to_sample(row: dict[str, Any], codec: CodecStamp) -> Sample:
         id=row["id"],
         codes=torch.from_numpy(codes.copy()),
         words=[Word(*word) for word in json.loads(row["words"])],
-        visuals=[Visual(**visual) for visual in row["visuals"]],
+        visuals=[_to_visual(visual, info, folder) for visual in row["visuals"]],
         meta=json.loads(row["meta"]),
     )
+
+
+def _to_visual(row: dict[str, Any], info: ShardSetInfo, folder: Path) -> Visual:
+    path = row.pop("path")
+    if path is not None:
+        row["data"] = (folder / str(info.media_root) / path).read_bytes()
+    return Visual(**row)
 
 
 def _arrow_schema():
     import pyarrow as pa
 
-    visual = pa.struct(
-        [("data", pa.large_binary()), ("start_sec", pa.float64()), ("kind", pa.string()), ("fps", pa.float64())]
-    )
+    times = [("start_sec", pa.float64()), ("kind", pa.string()), ("fps", pa.float64())]
+    visual = pa.struct([("data", pa.large_binary()), *times, ("path", pa.string())])
     return pa.schema(
         [
             ("id", pa.string()),

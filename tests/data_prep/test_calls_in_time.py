@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from data_prep import dialogue, speak
-from data_prep.dialogue import LATE, VISUAL_KINDS, visual_turn
-from data_prep.speak import FADE_SEC, SAMPLE_RATE_HZ, Timing, Track, question_parts, speak_dialogue
+from data_prep import world_speak as speak
 from data_prep.tts import MODEL_VOICE, Utterance
 from data_prep.world import COLOURS, SHAPES, random_scene
+from data_prep.world_dialogue import LATE, VISUAL_KINDS, visual_turn
+from data_prep.world_speak import FADE_SEC, SAMPLE_RATE_HZ, Timing, Track, question_parts, speak_dialogue
 
 WORD_SEC = 0.3
 QUIET = {"pause_share": 0.0, "barge_in_share": 0.0, "quiet_share": 0.0}

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import espeak, flite, questions, speak
+from data_prep import espeak, flite, questions
+from data_prep import world_speak as speak
 from data_prep.__main__ import main
 from data_prep.scenes import make_scenes
 from data_prep.tts import Utterance

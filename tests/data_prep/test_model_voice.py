@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from voices import needs_speech
 
-from data_prep.dialogue import SMALL_TALK, visual_turn
 from data_prep.model_voice import FORMULAS, model_says, phrases
 from data_prep.world import random_scene
+from data_prep.world_dialogue import SMALL_TALK, visual_turn
 from mmspeech.frames import SAMPLE_RATE_HZ
 
 

@@ -9,7 +9,6 @@ import torch
 from voices import needs_speech
 
 from data_prep.clips import COMMENTARY_APART_SEC
-from data_prep.dialogue import REFUSAL, SMALL_TALK, blind_dialogue, visual_dialogue, visual_turn
 from data_prep.encode import codec_stamp
 from data_prep.facts import EVEN, FactsSettings, make_facts
 from data_prep.film import film
@@ -18,8 +17,9 @@ from data_prep.motion_dialogue import clip_turns, commentary
 from data_prep.mouth import LEAD_SEC, Mouth
 from data_prep.remix import RemixSettings, make_remix
 from data_prep.scenes import item_rng
-from data_prep.speak import COMMENT_WITHIN_SEC
 from data_prep.world import random_scene
+from data_prep.world_dialogue import REFUSAL, SMALL_TALK, blind_dialogue, visual_dialogue, visual_turn
+from data_prep.world_speak import COMMENT_WITHIN_SEC
 from mmspeech.checkpoint import load_codec
 from mmspeech.config import ConfigError
 from mmspeech.data.shards import ShardSet, write_shards

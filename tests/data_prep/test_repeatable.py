@@ -10,8 +10,8 @@ from voices import needs_speech
 from data_prep import tts
 from data_prep.calls import read_manifest
 from data_prep.scenes import make_scenes
-from data_prep.speak import OtherCallError, Timing, speak
 from data_prep.tts import Voice, synthesise
+from data_prep.world_speak import OtherCallError, Timing, speak
 from mmspeech.config import ConfigError
 
 VOICES = (

@@ -9,12 +9,10 @@ from voices import needs_speech
 
 from data_prep.check import check
 from data_prep.clip_questions import CLIP_SETS
-from data_prep.dialogue import vocabulary
 from data_prep.phones import PHONES
 from data_prep.preview import preview
 from data_prep.questions import SETS, make_questions
 from data_prep.scenes import make_scenes
-from data_prep.speak import Timing, speak
 from data_prep.tts import (
     HELD_OUT_VOICES,
     MODEL_VOICE,
@@ -22,6 +20,8 @@ from data_prep.tts import (
     random_voice,
     synthesise,
 )
+from data_prep.world_dialogue import vocabulary
+from data_prep.world_speak import Timing, speak
 from mmspeech.config import ConfigError
 
 CALLERS = [random_voice(np.random.default_rng(seed), held_out=False) for seed in range(5)]

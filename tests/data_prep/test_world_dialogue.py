@@ -6,7 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data_prep.dialogue import (
+from data_prep.world import COLOURS, SHAPES, Scene, random_scene
+from data_prep.world_dialogue import (
     REFUSAL,
     Turn,
     blind_dialogue,
@@ -18,7 +19,6 @@ from data_prep.dialogue import (
     visual_turn,
     vocabulary,
 )
-from data_prep.world import COLOURS, SHAPES, Scene, random_scene
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 SIDES = {"left": ("x", 0), "right": ("x", 2), "top": ("y", 0), "bottom": ("y", 2)}
