@@ -6,6 +6,7 @@ import sys
 import typer
 
 from data_prep import chain_verbs, world_verbs
+from data_prep.files import no_room
 from mmspeech.config import ConfigError
 
 _UsageError = typer.BadParameter.__base__  # what the command line parser raises
@@ -23,6 +24,8 @@ def main(argv: list[str] | None = None) -> int:
         message = f"{error.format_message()} (`python -m data_prep {arguments[0]} --help` tells more)"
     except (ConfigError, OSError) as error:
         message = str(error)
+        if no_room(error):
+            message = f"no room left to write ({error}); make room, and the same command goes on from here"
     except typer.Abort:
         typer.echo("data_prep: stopped; the same command goes on from here", err=True)
         return 130

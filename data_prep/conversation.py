@@ -22,8 +22,8 @@ class Manners(StrictModel):
     """Times are in seconds, ranges (shortest, longest); shares are probabilities.
 
     From one turn's end to the next one's beginning: drawn from a normal distribution, cut off at `gap_limits_sec`;
-    below 0 they overlap. People's gaps are about 0.2 s long on average, with a spread of about as much (Stivers et al. 2009;
-    Heldner and Edlund 2010).
+    below 0 they overlap. People's gaps are about 0.2 s long on average, with a spread of about as much (Stivers et al.
+    2009; Heldner and Edlund 2010).
     """
 
     start_sec: tuple[float, float] = (0.3, 1.5)

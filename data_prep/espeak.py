@@ -83,11 +83,11 @@ def load() -> _Engine:
     return _Engine()
 
 
-def _timed_phones(engine: _Engine, samples: int) -> list[tuple[str, float, float]]:
+def _timed_phones(engine: _Engine, samples: int, *, english: bool) -> list[tuple[str, float, float]]:
     bounds = [start / engine.sample_rate for _, start in engine.phones] + [samples / engine.sample_rate]
     phones = []
     for (name, _), start, end in zip(engine.phones, bounds, bounds[1:], strict=False):
-        names = from_espeak(name)
+        names = from_espeak(name, english=english)
         share = (end - start) / max(len(names), 1)
         phones += [(phone, start + k * share, start + (k + 1) * share) for k, phone in enumerate(names)]
     return [phone for phone in phones if phone[2] > phone[1]]
@@ -157,5 +157,5 @@ def _speak(engine: _Engine, text: str, *, name: str, pitch: float, rate: float):
     if engine.library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _UTF8, None, None) != 0:
         return ConfigError(f"espeak-ng could not speak {text!r}")
     samples = np.concatenate(engine.blocks).astype(np.float32) / 32768.0
-    phones = _timed_phones(engine, len(samples))
+    phones = _timed_phones(engine, len(samples), english=name.startswith("en"))
     return samples, engine.sample_rate, _timed_words(engine, text, phones), phones

@@ -30,15 +30,18 @@ def from_flite(name: str) -> tuple[str, ...]:
     return tuple(_FLITE.get(name, name).split())
 
 
-def from_espeak(name: str) -> tuple[str, ...]:
-    """The shared phones of one espeak-ng mnemonic; () for marks that are no sound.
+def from_espeak(name: str, *, english: bool = True) -> tuple[str, ...]:
+    """The shared phones of one espeak-ng mnemonic; () for marks that are no sound. Other languages have sounds that are
+    not among ours: all of theirs are "spn" (something is spoken), which is enough for the times of words.
 
-    Raises ValueError for a mnemonic the table lacks.
+    Raises ValueError for an English mnemonic the table lacks.
     """
     if not name or name[0] in "_|":
         return ("sil",)
     if name[0] in "('%,;":
         return ()
+    if not english:
+        return ("spn",)
     for length in range(len(name), 0, -1):
         if name[:length] in _ESPEAK:
             return tuple(_ESPEAK[name[:length]].split())

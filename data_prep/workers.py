@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def _in_processes(work: Work, chunks: list[Chunk], out: Path, jobs: int) -> Iter
     breaks = 0
     while left:
         pool = ProcessPoolExecutor(
-            min(jobs, len(left)), mp_context=get_context("spawn"), initializer=_begin, initargs=(work,)
+            min(jobs, len(left)), mp_context=_processes(work), initializer=_begin, initargs=(work,)
         )
         try:
             working = {pool.submit(_work, chunk, out): chunk for chunk in left.values()}
@@ -56,6 +56,15 @@ def _in_processes(work: Work, chunks: list[Chunk], out: Path, jobs: int) -> Iter
                 ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _processes(work: Work):
+    """Forks of a process that has imported what the work needs and done nothing yet; where there are none, new ones."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["torch", type(work).__module__])
+    return context
 
 
 def _begin(work: Work) -> None:

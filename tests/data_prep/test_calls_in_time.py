@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from data_prep import world_dialogue
 from data_prep import world_speak as speak
 from data_prep.tts import MODEL_VOICE, Utterance
 from data_prep.world import COLOURS, SHAPES, random_scene
@@ -113,7 +114,7 @@ def test_a_question_is_whole_whether_or_not_there_is_a_pause_in_it():
 
 def test_no_part_before_a_pause_is_a_question_of_its_own():
     """Else the model would be right to answer inside the pause."""
-    questions = {form for forms, _ in dialogue.SMALL_TALK.values() for form in forms}
+    questions = {form for forms, _ in world_dialogue.SMALL_TALK.values() for form in forms}
     rng = np.random.default_rng(0)
     for _ in range(1500):
         questions.add(visual_turn(random_scene(rng, split="train"), rng).question)
