@@ -8,6 +8,7 @@ fps for clips, 2 by default) and anything else (kept as metadata).
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def parse_entry(entry: Any, *, where: str, folder: Path) -> Call:
     out of the folder."""
     try:
         path, duration_sec = entry["path"], float(entry["duration"])
-        if not 0 < duration_sec < math.inf:
+        if not 0 < duration_sec < math.inf or not isinstance(path, str):
             raise ValueError
     except (KeyError, TypeError, ValueError) as error:
         told = entry if isinstance(entry, str) else json.dumps(entry, default=str)
@@ -76,18 +77,22 @@ def parse_entry(entry: Any, *, where: str, folder: Path) -> Call:
         raise ManifestError(f"{where}: expected {expected}, got {told[:80]}") from error
     try:
         audio = inside(folder, path)
-    except (ConfigError, AttributeError) as error:
+    except ConfigError as error:
         raise ManifestError(f"{where}: {error}") from error
     return Call(audio.relative_to(folder).with_suffix("").as_posix(), audio, duration_sec, folder)
 
 
-def manifest_lines(file: Path) -> list[tuple[int, str]]:
-    """(number, text) of the lines that are not empty. Raises ManifestError for a file that is no text."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{file}: not a text file; expected one JSON object per line") from error
-    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+def manifest_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """(number, text) of the lines that are not empty, one at a time. Raises ManifestError for a file that is no
+    text."""
+    with file.open("rb") as opened:
+        for number, line in enumerate(opened, start=1):
+            try:
+                text = line.decode("utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise ManifestError(f"{file}: not a text file; expected one JSON object per line") from error
+            if text:
+                yield number, text
 
 
 def read_transcript(call: Call) -> Transcript:

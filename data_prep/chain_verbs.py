@@ -117,7 +117,7 @@ def speak(
     from data_prep.speak import SpeakSettings
     from data_prep.speak import speak as speak_records
 
-    if data.is_dir() and next(data.glob("*.dialogue.json"), None) is not None:
+    if next(data.glob("*.dialogue.json"), None) is not None:
         _speak_world(data, out, seed=seed, jobs=jobs, shard=shard)
         return
     settings = SpeakSettings(
@@ -271,8 +271,10 @@ def check(
     report = check_manifest(data)
     for fault in report.faults:
         typer.echo(fault)
-    typer.echo(f"{data}: {report.entries} entries, {report.seconds / 3600:.2f} h, {len(report.faults)} faults")
-    if report.faults:
+    if report.num_faults > len(report.faults):
+        typer.echo(f"and {report.num_faults - len(report.faults)} more")
+    typer.echo(f"{data}: {report.entries} entries, {report.seconds / 3600:.2f} h, {report.num_faults} faults")
+    if report.num_faults:
         raise typer.Exit(1)
 
 

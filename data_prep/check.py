@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.calls import Call, ManifestError, find_manifests, manifest_lines, read_transcript
+from data_prep.check_records import record_faults, said_faults
 from data_prep.motion import SEEN_FPS
 from data_prep.phones import PHONES
+from data_prep.records import media_root
 from data_prep.tts import HELD_OUT_VOICES
+from data_prep.twins import Names, among
 from data_prep.world_speak import COMMENT_WITHIN_SEC
 from mmspeech.config import ConfigError
 from mmspeech.data.shards import SIDECAR, ShardError, ShardSet, speaker_rows
@@ -20,6 +23,7 @@ from mmspeech.types import Sample, Visual, Word
 from mmspeech.vision.image import load_image
 from mmspeech.vision.timeline import Timeline
 
+MOST_FAULTS = 1000  # that are told
 SLACK_SEC = 0.08  # one frame: what rounding and a synthesiser's overlapping words may differ by
 _TURN_TIMES = ("question_start_sec", "question_end_sec", "answer_start_sec", "answer_end_sec")
 _HELD_OUT = {voice.key for voice in HELD_OUT_VOICES}
@@ -27,11 +31,19 @@ _HELD_OUT = {voice.key for voice in HELD_OUT_VOICES}
 
 @dataclass
 class CheckReport:
-    """faults: one line each, naming the file. `entries` counts manifest lines, `seconds` what could be read of them."""
+    """faults: one line each, naming the file, the first MOST_FAULTS of `num_faults`. `entries` counts manifest lines,
+    `seconds` what could be read of them."""
 
     entries: int = 0
     seconds: float = 0.0
+    num_faults: int = 0
     faults: list[str] = field(default_factory=list)
+
+    def add(self, fault: str) -> None:
+        """Count a fault, and keep it if there is room."""
+        self.num_faults += 1
+        if len(self.faults) < MOST_FAULTS:
+            self.faults.append(fault)
 
 
 def check(data: Path) -> CheckReport:
@@ -39,24 +51,61 @@ def check(data: Path) -> CheckReport:
 
     Failures noted beside the manifest (.err files) count as faults. Raises ManifestError when there is neither.
     """
-    from rich.progress import track
-
     if (data / SIDECAR).is_file():
         return check_shards(data)
     report = CheckReport()
-    seen: set[str] = set()
+    root = media_root(data if data.is_dir() else data.parent)
     for manifest in find_manifests(data):
-        entries_before = report.entries
-        for number, line in track(manifest_lines(manifest), description="check"):
-            report.entries += 1
-            for fault in _safely(_entry_faults(line, manifest.parent, seen, report)):
-                report.faults.append(f"{manifest}:{number}: {fault}")
-        if report.entries == entries_before and manifest.name == "manifest.jsonl":
-            report.faults.append(f"{manifest}: no entries")
-    if data.is_dir():
-        noted = sorted(data.glob("*.err"))
-        report.faults += [f"{file}: {file.read_text(encoding='utf-8', errors='replace').strip()}" for file in noted]
+        _check_manifest(manifest, root, report)
+    for file in sorted(data.glob("*.err")) if data.is_dir() else ():
+        for _, line in manifest_lines(file):
+            report.add(f"{file}: {line}")
     return report
+
+
+def _check_manifest(manifest: Path, root: Path, report: CheckReport) -> None:
+    from rich.progress import track
+
+    names, entries_before = Names(), report.entries
+    for number, line in track(manifest_lines(manifest), description="check"):
+        report.entries += 1
+        entry = _parsed(line)
+        if (name := _name(entry)) is None:
+            report.add(f"{manifest}:{number}: expected an object with path, audio or id and source, got {line[:80]}")
+            continue
+        names.add(name)
+        for fault in _safely(_entry_faults(entry, manifest.parent, root, report)):
+            report.add(f"{manifest}:{number}: {fault}")
+    if twice := names.twice():
+        for number, line in manifest_lines(manifest):
+            if (name := _name(_parsed(line))) is not None and among(name, twice):
+                report.add(f"{manifest}:{number}: {name} stands in the manifest twice")
+    if report.entries == entries_before and manifest.name == "manifest.jsonl":
+        report.add(f"{manifest}: no entries")
+
+
+def _parsed(line: str) -> dict:
+    """The object of a line; an empty one for what is none."""
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def _name(entry: dict) -> str | None:
+    """What a line is known by: the path of a call, the audio of a question, or the id of a record."""
+    name = entry.get("path", entry.get("id" if "source" in entry else "audio"))
+    return name if isinstance(name, str) else None
+
+
+def _entry_faults(entry: dict, folder: Path, root: Path, report: CheckReport) -> Iterator[str]:
+    if "path" in entry:
+        yield from _call_faults(entry, folder, report)
+    elif "source" in entry:
+        yield from record_faults(entry, root)
+    else:
+        yield from _question_faults(entry, folder, report)
 
 
 def check_shards(path: Path) -> CheckReport:
@@ -67,27 +116,28 @@ def check_shards(path: Path) -> CheckReport:
     try:
         shards = ShardSet(path)
     except ShardError as error:
-        report.faults.append(str(error))
+        report.add(str(error))
         return report
     if int(shards.num_frames.sum()) != shards.info.frames:
-        report.faults.append(f"{path}: {shards.num_frames.sum()} frames, {SIDECAR} promises {shards.info.frames}")
-    seen: set[str] = set()
-    pictures = 0
+        report.add(f"{path}: {shards.num_frames.sum()} frames, {SIDECAR} promises {shards.info.frames}")
+    seen, pictures = Names(), 0
     for index in track(range(len(shards)), description="check"):
         report.entries += 1
         try:
             sample = shards[index]
         except (ValueError, TypeError, KeyError) as error:
-            report.faults.append(f"{path}: call {index} cannot be read ({error})")
+            report.add(f"{path}: call {index} cannot be read ({error})")
             continue
         report.seconds += frames_to_seconds(sample.codes.shape[1])
         pictures += len(sample.visuals)
-        report.faults += [f"{path}: call {sample.id}: {fault}" for fault in _safely(_sample_faults(sample, shards))]
-        if sample.id in seen:
-            report.faults.append(f"{path}: call {sample.id} is in the set twice")
+        for fault in _safely(_sample_faults(sample, shards)):
+            report.add(f"{path}: call {sample.id}: {fault}")
         seen.add(sample.id)
+    for sample_id in shards.ids() if (twice := seen.twice()) else ():
+        if among(sample_id, twice):
+            report.add(f"{path}: call {sample_id} is in the set twice")
     if pictures != shards.info.pictures and len(seen) == len(shards):
-        report.faults.append(f"{path}: {pictures} pictures, {SIDECAR} promises {shards.info.pictures}")
+        report.add(f"{path}: {pictures} pictures, {SIDECAR} promises {shards.info.pictures}")
     return report
 
 
@@ -97,21 +147,6 @@ def _safely(faults: Iterator[str]) -> Iterator[str]:
         yield from faults
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         yield f"not of the expected form ({type(error).__name__}: {error})"
-
-
-def _entry_faults(line: str, root: Path, seen: set[str], report: CheckReport) -> Iterator[str]:
-    try:
-        entry = json.loads(line)
-        name = entry.get("path", entry.get("audio"))
-    except (json.JSONDecodeError, AttributeError):
-        name = None
-    if not isinstance(name, str):
-        yield f"expected an object with path (a call) or audio (a question), got {line[:80]}"
-        return
-    if name in seen:
-        yield f"{name} stands in the manifest twice"
-    seen.add(name)
-    yield from (_call_faults if "path" in entry else _question_faults)(entry, root, report)
 
 
 def _sample_faults(sample: Sample, shards: ShardSet) -> Iterator[str]:
@@ -168,6 +203,7 @@ def _call_faults(entry: dict, root: Path, report: CheckReport) -> Iterator[str]:
     parts.append(_meta_faults(meta, transcript.visuals))
     for part in parts:
         yield from (f"{name}: {fault}" for fault in _safely(part))
+    yield from (f"{name}: {fault}" for fault in _safely(said_faults(meta.get("said", []), words, duration_sec)))
     for number, turn in enumerate(meta.get("turns", [])):
         yield from (f"{name}: turn {number}: {fault}" for fault in _safely(_turn_faults(turn, words, duration_sec)))
 

@@ -11,17 +11,15 @@ done, with which settings). Chunks in which something failed are tried again by 
 import hashlib
 import json
 import time
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from data_prep.calls import find_manifests
 from data_prep.files import no_room, write_atomic
+from data_prep.twins import Names
 from mmspeech.config import ConfigError
 
 SCHEMA_VERSION = 1
@@ -292,16 +290,13 @@ def finish(out: Path, num_chunks: int) -> Tally:
 
 
 def _refuse_twins(out: Path, manifest: Path) -> None:
-    """ConfigError where an item stands in the manifest twice: its files would have been written over. Eight bytes of
-    memory for each entry."""
-    seen = array("Q")
+    """ConfigError where an item stands in the manifest twice: its files would have been written over."""
+    names = Names()
     with manifest.open("rb") as opened:
         for line in opened:
             entry = json.loads(line)
-            name = str(entry.get("id", entry.get("path")))
-            seen.append(int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big"))
-    hashes = np.frombuffer(seen, np.uint64) if len(seen) else np.zeros(0, np.uint64)
-    if len(np.unique(hashes)) != len(hashes):
+            names.add(str(entry.get("id", entry.get("path"))))
+    if names.twice():
         manifest.unlink()
         raise ConfigError(f"{out}: an item stands in its input twice; every one must be there once (`check` names it)")
 

@@ -29,3 +29,8 @@ def find(name: str) -> ModuleType:
     if name not in NAMES:
         raise ConfigError(f"no importer '{name}'; there are {', '.join(NAMES)}")
     return importlib.import_module(NAMES[name])
+
+
+def describe(name: str) -> str:
+    """What a set is, in a line."""
+    return (find(name).__doc__ or "").strip().splitlines()[0]

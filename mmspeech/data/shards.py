@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -212,6 +212,11 @@ class ShardSet:
 
     def __len__(self) -> int:
         return self.info.calls
+
+    def ids(self) -> Iterator[str]:
+        """The ids of the calls, in order."""
+        for chunk in self._table.data.column("id").chunks:
+            yield from chunk.to_pylist()
 
     def __getitem__(self, index: int) -> Sample:
         """Call number `index`; raises ShardError for one whose content cannot be read."""

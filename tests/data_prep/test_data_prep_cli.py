@@ -62,7 +62,7 @@ def run(*arguments) -> int:
         ("scenes --count 3 --out s --colour red", "--colour"),
         ("render gone.json --out x.png", "gone.json"),
         ("render gone.json --out x.png --size-px 5", "--size-px"),
-        ("speak --data gone --out c", "no *.dialogue.json"),
+        ("speak --data gone --out c", "gone: expected a manifest.jsonl"),
         ("speak --data gone --out c --jobs 0", "--jobs"),
         ("questions --out q --name other", "known, unseen, talk, pause, barge"),
         ("check --data gone", "gone: expected a manifest.jsonl"),
