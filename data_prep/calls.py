@@ -52,16 +52,21 @@ def read_manifest(data: Path) -> list[Call]:
     files = find_manifests(data)
     for file in files:
         for number, line in manifest_lines(file):
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                entry = line
-            calls.append(parse_entry(entry, where=f"{file}:{number}", folder=file.parent))
+            calls.append(parse_line(line, where=f"{file}:{number}", folder=file.parent))
     if not calls:
         raise ManifestError(f"{files[0]}: no calls in it; run the step that makes it first")
     if len({call.id for call in calls}) != len(calls):
         raise ManifestError(f"{files[0]}: the same path stands in it twice; every call must be there once")
     return calls if len(files) == 1 else sorted(calls, key=lambda call: call.id)
+
+
+def parse_line(line: str, *, where: str, folder: Path) -> Call:
+    """As parse_entry, of a line that is not parsed yet."""
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError:
+        entry = line
+    return parse_entry(entry, where=where, folder=folder)
 
 
 def parse_entry(entry: Any, *, where: str, folder: Path) -> Call:

@@ -280,15 +280,18 @@ def check(
 
 @app.command()
 def preview(
-    data: Annotated[Path, typer.Option(help="Manifest of calls, or a folder with manifest.jsonl.")],
+    data: Annotated[Path, typer.Option(help="Calls (a folder with a manifest, or the file), or a shard set.")],
     out: OutDir,
     call: Annotated[str | None, typer.Option(help="Its name, such as 000012; the first when not given.")] = None,
     tokenizer_file: Annotated[
         Path | None, typer.Option("--tokenizer", help="tokenizer.model; shows the text stream too.")
     ] = None,
+    codec: Annotated[
+        Path | None, typer.Option(help="Codec or checkpoint directory: decodes what is in shards.")
+    ] = None,
 ) -> None:
     """Look at one call and listen to it: its wav, its picture, its words and text tokens on the frame grid."""
     from data_prep.preview import preview as preview_call
 
-    for line in preview_call(data, out, call=call, tokenizer=tokenizer_file):
+    for line in preview_call(data, out, call=call, tokenizer=tokenizer_file, codec=codec):
         typer.echo(line)

@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import numpy as np
+import torch
 
-from data_prep.calls import Call, Transcript, read_manifest, read_transcript
-from data_prep.files import write_atomic
+from data_prep.calls import find_manifests, manifest_lines, parse_line, read_transcript
+from data_prep.files import write_atomic, write_wav
+from mmspeech.audio.waveform import resample
+from mmspeech.checkpoint import codec_hash, load_codec
 from mmspeech.config import ConfigError
-from mmspeech.frames import frames_to_seconds, seconds_to_frames
+from mmspeech.data.collate import speaking_frames
+from mmspeech.data.shards import SIDECAR, ShardSet, speaker_rows
+from mmspeech.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ, frames_to_seconds, seconds_to_frames
 from mmspeech.tokens.text import EPAD_ID, PAD_ID, TextTokenizer, words_to_frames
 from mmspeech.types import Visual, Word
 
@@ -32,29 +38,69 @@ class Cell:
     kind: str
 
 
-def preview(data: Path, out: Path, *, call: str | None = None, tokenizer: Path | None = None) -> list[str]:
+@dataclass
+class Shown:
+    """What a page shows. wave: [N, 2] float32 at 24 kHz, the model and the user; None: there is no sound."""
+
+    id: str
+    duration_sec: float
+    wave: np.ndarray | None
+    words: list[Word]
+    visuals: list[Visual]
+    meta: dict[str, Any]
+
+
+def preview(
+    data: Path, out: Path, *, call: str | None = None, tokenizer: Path | None = None, codec: Path | None = None
+) -> list[str]:
     """Write NAME.wav, its pictures and clips, and NAME.html (which holds all) of one call, the first or the one named.
 
-    With a tokenizer file the page shows the model's text tokens too. Returns the lines to print: one per frame in which
-    something is said. Raises ConfigError for a call that is not there or cannot be read.
+    data: calls, or a shard set, whose sound is decoded with `codec` (None: not at all). With a tokenizer file the page
+    shows the model's text tokens too. Returns the lines to print: one per frame in which something is said. Raises
+    ConfigError for a call that is not there or cannot be read.
     """
-    calls = read_manifest(data)
-    chosen = next((one for one in calls if call in (None, one.id)), None)
-    if chosen is None:
-        raise ConfigError(f"{data}: no call {call!r}; expected one of {len(calls)}, such as {calls[0].id!r}")
+    shown = _of_shards(data, call, codec) if (data / SIDECAR).is_file() else _of_calls(data, call)
     pieces = TextTokenizer(tokenizer) if tokenizer else None
-    wave, rate_hz = _read(chosen.audio)
-    transcript = read_transcript(chosen)
-    num_frames = seconds_to_frames(len(wave) / rate_hz, round_up=True)
-    tokens = token_cells(transcript.words, num_frames, pieces) if pieces else None
+    num_frames = seconds_to_frames(shown.duration_sec, round_up=True)
+    tokens = token_cells(shown.words, num_frames, pieces) if pieces else None
     out.mkdir(parents=True, exist_ok=True)
-    name = chosen.audio.stem
-    write_atomic(out / f"{name}.wav", chosen.audio.read_bytes())
-    for number, visual in enumerate(transcript.visuals):
+    name = Path(shown.id).name
+    if shown.wave is not None:
+        write_wav(out / f"{name}.wav", shown.wave)
+    for number, visual in enumerate(shown.visuals):
         suffix = _mime(visual).partition("/")[2].replace("jpeg", "jpg")
         write_atomic(out / f"{name}{f'-{number}' if number else ''}.{suffix}", visual.data)
-    write_atomic(out / f"{name}.html", _page(chosen, transcript, wave, tokens, num_frames).encode())
-    return _lines(transcript.words, tokens)
+    sound = (out / f"{name}.wav").read_bytes() if shown.wave is not None else None
+    write_atomic(out / f"{name}.html", _page(shown, sound, tokens, num_frames).encode())
+    return _lines(shown.words, tokens)
+
+
+def _of_calls(data: Path, call: str | None) -> Shown:
+    for manifest in find_manifests(data):
+        for number, line in manifest_lines(manifest):
+            entry = parse_line(line, where=f"{manifest}:{number}", folder=manifest.parent)
+            if call in (None, entry.id):
+                wave, rate_hz = _read(entry.audio)
+                told = read_transcript(entry)
+                own = resample(torch.from_numpy(wave.T.copy()), rate_hz, SAMPLE_RATE_HZ).numpy().T
+                return Shown(entry.id, len(wave) / rate_hz, own, told.words, told.visuals, told.meta)
+    raise ConfigError(f"{data}: no call {call!r} in it" if call else f"{data}: no calls in it")
+
+
+def _of_shards(data: Path, call: str | None, codec_dir: Path | None) -> Shown:
+    shards = ShardSet(data)
+    index = next((number for number, name in enumerate(shards.ids()) if call in (None, name)), None)
+    if index is None:
+        raise ConfigError(f"{data}: no call {call!r} in it")
+    sample, wave = shards[index], None
+    if codec_dir is not None:
+        codec = load_codec(codec_dir)
+        if codec_hash(codec) != shards.info.codec.hash:
+            raise ConfigError(f"{codec_dir}: not the codec of {data} ({shards.info.codec.hash}); give that one")
+        with torch.no_grad():
+            wave = codec.decode(torch.stack(speaker_rows(sample.codes.long())))[:, 0].numpy().T
+    seconds = frames_to_seconds(sample.codes.shape[1])
+    return Shown(sample.id, seconds, wave, sample.words, sample.visuals, sample.meta)
 
 
 def token_cells(words: list[Word], num_frames: int, tokenizer: TextTokenizer) -> list[Cell]:
@@ -95,38 +141,47 @@ def _lines(words: list[Word], tokens: list[Cell] | None) -> list[str]:
     return lines
 
 
-def _page(call: Call, transcript: Transcript, wave: np.ndarray, tokens: list[Cell] | None, num_frames: int) -> str:
-    pictures = [f"{_shown(visual)}<br>from {visual.start_sec:.2f} s<br>" for visual in transcript.visuals]
-    facts = [f"{key} {transcript.meta[key]}" for key in ("split", "voice") if key in transcript.meta]
-    legend = "Click a word to hear it."
+def _page(shown: Shown, sound: bytes | None, tokens: list[Cell] | None, num_frames: int) -> str:
+    pictures = [f"{_tag(visual)}<br>from {visual.start_sec:.2f} s<br>" for visual in shown.visuals]
+    facts = [f"{key} {shown.meta[key]}" for key in ("split", "source", "licence", "voice") if key in shown.meta]
+    told = [*map(_turn, shown.meta.get("turns", [])), *map(_said, shown.meta.get("said", []))]
+    legend = "Click a word to hear it." if sound else "No sound: give --codec to decode it."
     legend += " Text stream: ▸ EPAD (a word is about to begin), · PAD (nothing)." if tokens else ""
-    starts = range(0, num_frames, FRAMES_PER_STRIP)
+    legend += (
+        " Loss: ■ the model's sound is learned here, elsewhere in a share of frames (data.silent_share); text always."
+    )
+    player = f'<audio controls src="{_data_uri("audio/wav", sound)}"></audio>' if sound else "<audio></audio>"
     template = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
     return template.substitute(
-        name=escape(call.id),
+        name=escape(shown.id),
         columns=FRAMES_PER_STRIP,
         pictures="".join(pictures) or "nothing is shown: a blind call",
-        audio=_data_uri("audio/wav", call.audio.read_bytes()),
-        facts=escape("; ".join([f"{call.duration_sec:.2f} s", *facts])),
-        turns="".join(f"<li>{escape(_turn(turn))}</li>" for turn in transcript.meta.get("turns", [])),
+        player=player,
+        facts=escape("; ".join([f"{shown.duration_sec:.2f} s", *facts])),
+        turns="".join(f"<li>{escape(line)}</li>" for line in told),
         legend=legend,
-        strips="".join(_strip(start, num_frames, transcript.words, wave, tokens) for start in starts),
+        strips="".join(_strip(start, num_frames, shown, tokens) for start in range(0, num_frames, FRAMES_PER_STRIP)),
     )
 
 
-def _strip(start: int, num_frames: int, words: list[Word], wave: np.ndarray, tokens: list[Cell] | None) -> str:
-    """Two seconds: the time, the waves, the words of both sides and the text stream, in the page's grid."""
+def _strip(start: int, num_frames: int, shown: Shown, tokens: list[Cell] | None) -> str:
+    """Two seconds: the time, the waves, the words of both sides, the text stream and the loss mask, in the page's
+    grid."""
     frames = range(start, min(start + FRAMES_PER_STRIP, num_frames))
     parts = [_label("second")]
     parts += [_cell(f"{frames_to_seconds(frame):.2f}", "time", frame - start, frame) for frame in frames]
-    per_frame = len(wave) / num_frames
-    first, last = int(start * per_frame), int((start + FRAMES_PER_STRIP) * per_frame)
     for speaker, label, channel in _SIDES:
-        parts += [_label(label), _envelope(wave[first:last, channel], last - first, speaker), _label("")]
-        parts += [_word(word, start) for word in words if word.speaker == speaker and _frame(word) in frames]
+        parts.append(_label(label))
+        if shown.wave is not None:
+            first, last = start * FRAME_SAMPLES, (start + FRAMES_PER_STRIP) * FRAME_SAMPLES
+            parts += [_envelope(shown.wave[first:last, channel], last - first, speaker), _label("")]
+        parts += [_word(word, start) for word in shown.words if word.speaker == speaker and _frame(word) in frames]
     if tokens:
         parts.append(_label("text"))
         parts += [_cell(tokens[f].text, f"token {tokens[f].kind}", f - start, f) for f in frames]
+    learned = speaking_frames(shown.words, num_frames, speaker="main")
+    parts.append(_label("loss"))
+    parts += [_cell("■", "token loss", f - start, f) for f in frames if learned[f]]
     return f'<div class="strip">{"".join(parts)}</div>'
 
 
@@ -173,7 +228,13 @@ def _turn(turn: dict) -> str:
     return asked + "".join(told)
 
 
-def _shown(visual: Visual) -> str:
+def _said(turn: dict) -> str:
+    interrupted = " (interrupted)" if turn["interrupted"] else ""
+    who = "user" if turn["speaker"] == "user" else "model"
+    return f"{turn['start_sec']:.2f} s {who}: {turn['text']}{interrupted}"
+
+
+def _tag(visual: Visual) -> str:
     source = f'src="{_data_uri(_mime(visual), visual.data)}"'
     if visual.kind == "clip":
         return f'<video controls loop muted data-sec="{visual.start_sec:.3f}" {source}></video>'

@@ -35,6 +35,11 @@ def llava(folder, count=20):
     return folder
 
 
+def shard_name(folder, number):
+    """What comes after the set's name in the id of a call."""
+    return ShardSet(folder / "shards" / "own")[number].id.partition("/")[2]
+
+
 def run(*arguments):
     assert data_prep([str(one) for one in arguments]) == 0
 
@@ -58,6 +63,10 @@ def test_from_pictures_with_captions_to_a_model_that_talks(tmp_path):
     run("pack", "--data", d / "calls", "--codes", d / "codes", "--out", d / "shards" / "own_valid")
     run("check", "--data", d / "shards" / "own")
     run("stats", "--data", d / "shards" / "own", "--out", d / "stats")
+    look = ("--tokenizer", f"{CODEC}/tokenizer.model", "--codec", CODEC, "--call", "llava/" + shard_name(d, 7))
+    run("preview", "--data", d / "shards" / "own", "--out", d / "look", *look)
+    page = next((d / "look").glob("*.html")).read_text()
+    assert "<audio controls" in page and 'class="token loss"' in page and "question 0, I see this" in page
 
     shards = ShardSet(d / "shards" / "own")
     assert len(shards) == 20 and shards.info.sources == {"llava": 20} and shards.info.pictures == 20
@@ -66,7 +75,7 @@ def test_from_pictures_with_captions_to_a_model_that_talks(tmp_path):
     assert "plain square of colour 7," in answers and Image.open(BytesIO(sample.visuals[0].data)).size == (64, 64)
 
     few = ["max_steps=5", "eval_every_steps=5", "save_every_steps=5", "sample_every_steps=0", "data.batch_frames=300"]
-    few += ["device=cpu", "precision=no", "eval_batches=1"]
+    few += ["device=cpu", 'precision="no"', "eval_batches=1"]
     assert train(["--config", "configs/train/finetune_adapters.yaml", f"root={d}", *few]) == 0
     soundfile.write(d / "q.wav", 0.05 * np.random.default_rng(0).standard_normal(24_000), 24_000)
     talk = ["talk", "--model", d / "finetune_adapters", "--audio", d / "q.wav", "--image", d / "set/images/7.jpg"]
