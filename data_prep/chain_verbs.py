@@ -243,6 +243,23 @@ def push(
     typer.echo(push_set(data, repo, public=public))
 
 
+@app.command()
+def bench(
+    codec: Annotated[Path, typer.Option(help="Codec or checkpoint directory.")] = Path("mmspeech/pretrained/tiny"),
+    count: Annotated[int, typer.Option(min=1, help="Calls.")] = 64,
+    voices: Annotated[str, typer.Option(help="As of speak.")] = "flite",
+    size: Annotated[str, typer.Option(help="Of the Mimi compared: small or full.")] = "small",
+    jobs: Jobs = 2,
+) -> None:
+    """Time speak, encode and pack; and encoding beside transformers' MimiModel."""
+    from data_prep.bench import bench as measured
+
+    if size not in ("small", "full"):
+        raise ConfigError(f"--size {size}: expected small or full")
+    for line in measured(codec, count=count, jobs=jobs, voices=voices, size=size):
+        typer.echo(line)
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
