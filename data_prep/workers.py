@@ -1,5 +1,6 @@
 """Who does the chunks of a step: this process, processes beside it, or a Ray cluster."""
 
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -105,6 +106,7 @@ def _on_a_cluster(work: Work, chunks: list[Chunk], out: Path, how: How) -> Itera
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"--ray {how.ray}: no cluster there ({' '.join(str(error).split())})") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = ray.data.from_items(chunks, override_num_blocks=len(chunks))
     arguments = {"fn_constructor_args": (work, out.resolve()), "concurrency": how.jobs, "max_restarts": -1}
     done = rows.map(_Worker, max_task_retries=-1, num_cpus=1, **arguments)
@@ -114,6 +116,8 @@ def _on_a_cluster(work: Work, chunks: list[Chunk], out: Path, how: How) -> Itera
     except ray.exceptions.RayTaskError as error:
         cause = error.as_instanceof_cause()
         raise (cause if no_room(cause) else ConfigError(f"a worker failed: {error.cause}")) from error
+    except ray.exceptions.RayError as error:
+        raise ConfigError(f"the cluster failed: {str(error).strip().splitlines()[0]}") from error
 
 
 @contextmanager

@@ -8,10 +8,10 @@ import resource
 import signal
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from chain import make_records, run_chain, shards_of
+from doubling import Doubling, doubled, numbers
 from voices import needs_speech
 
 from data_prep import encode as encode_module
@@ -21,7 +21,7 @@ from data_prep.conversation import Manners
 from data_prep.encode import encode
 from data_prep.pack import pack
 from data_prep.speak import SpeakSettings, speak
-from data_prep.steps import How, Outcome, chunks_of, read_chunk, read_step, run_step
+from data_prep.steps import How, chunks_of, read_chunk, read_step, run_step
 from mmspeech.config import ConfigError
 
 PRELOAD = ["scipy.signal", "pyloudnorm", "data_prep.speak", "data_prep.encode", "data_prep.pack"]
@@ -31,43 +31,6 @@ FORKS = multiprocessing.get_context("forkserver")  # forks of a process that has
 @pytest.fixture(scope="module", autouse=True)
 def forkserver():
     FORKS.set_forkserver_preload(PRELOAD)
-
-
-@dataclass(frozen=True)
-class Doubling:
-    """A step that doubles numbers, slowly, and dies where it is told to: the first time it gets there."""
-
-    out: Path
-    slow_sec: float = 0.0
-    dies_at: int = -1
-
-    def open(self):
-        return self._chunk
-
-    def _chunk(self, number, items):
-        for where, data in items:
-            time.sleep(self.slow_sec)
-            if isinstance(data, ConfigError):
-                yield Outcome(where, failed=str(data))
-                continue
-            value = data["value"]
-            if value == self.dies_at and not (self.out / "died").exists():
-                (self.out / "died").write_text("")
-                os.kill(os.getpid(), signal.SIGKILL)
-            if value % 10 == 7:
-                yield Outcome(str(value), dropped="seven", detail=f"it was {value}")
-            else:
-                yield Outcome(str(value), {"id": str(value), "value": 2 * value})
-
-
-def numbers(folder, count):
-    folder.mkdir(exist_ok=True)
-    (folder / "manifest.jsonl").write_text("".join(f'{{"value": {n}}}\n' for n in range(count)))
-    return folder
-
-
-def doubled(data, out, *, how=None, **work):
-    return run_step("double", data, out, Doubling(out, **work), settings={}, how=how or How(), chunk_items=4)
 
 
 def test_order_counts_and_what_is_left_out(tmp_path):
