@@ -1,6 +1,7 @@
 """Who does the chunks of a step: this process, processes beside it, or a Ray cluster."""
 
 import logging
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -13,6 +14,7 @@ from data_prep.files import no_room
 from data_prep.steps import Chunk, Do, How, Tally, Work, do_chunk
 from mmspeech.config import ConfigError
 
+REACH_SEC = 5.0
 MOST_BREAKS = 3  # in a row, without a chunk done between
 _do: Do | None = None  # of a process of the pool
 
@@ -101,6 +103,7 @@ def _on_a_cluster(work: Work, chunks: list[Chunk], out: Path, how: How) -> Itera
         import ray.data
     except ModuleNotFoundError as error:
         raise ConfigError("--ray needs the extra `ray`: pip install 'mmspeech[ray]'") from error
+    _check_reachable(how.ray)
     try:
         ray.init(address=how.ray, ignore_reinit_error=True, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -118,6 +121,17 @@ def _on_a_cluster(work: Work, chunks: list[Chunk], out: Path, how: How) -> Itera
         raise (cause if no_room(cause) else ConfigError(f"a worker failed: {error.cause}")) from error
     except ray.exceptions.RayError as error:
         raise ConfigError(f"the cluster failed: {str(error).strip().splitlines()[0]}") from error
+
+
+def _check_reachable(address: str) -> None:
+    """ConfigError when nobody answers at host:port: Ray itself would try for minutes, and then end the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_SEC).close()
+    except OSError as error:
+        raise ConfigError(f"--ray {address}: no cluster there ({error})") from error
 
 
 @contextmanager

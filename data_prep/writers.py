@@ -81,12 +81,14 @@ class TransformersWriter:
         return self._tokenizer.batch_decode(said, skip_special_tokens=True)
 
     def _text(self, messages: Chat) -> str:
+        from jinja2 import TemplateError
+
         if self._tokenizer.chat_template is None:
             told = "\n".join(f"{message['role'].capitalize()}: {message['content'].strip()}" for message in messages)
             return f"{told}\nAssistant:"
         try:
             return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:
+        except TemplateError as error:
             if messages[0]["role"] != "system" or len(messages) < 2:
                 raise ConfigError(f"the chat template of the model refuses the chat ({error})") from error
             first = {"role": messages[1]["role"], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
