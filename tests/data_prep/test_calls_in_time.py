@@ -8,10 +8,12 @@ import pytest
 
 from data_prep import world_dialogue
 from data_prep import world_speak as speak
+from data_prep.track import FADE_SEC, Track
 from data_prep.tts import MODEL_VOICE, Utterance
 from data_prep.world import COLOURS, SHAPES, random_scene
 from data_prep.world_dialogue import LATE, VISUAL_KINDS, visual_turn
-from data_prep.world_speak import FADE_SEC, SAMPLE_RATE_HZ, Timing, Track, question_parts, speak_dialogue
+from data_prep.world_speak import Timing, question_parts, speak_dialogue
+from mmspeech.frames import SAMPLE_RATE_HZ
 
 WORD_SEC = 0.3
 QUIET = {"pause_share": 0.0, "barge_in_share": 0.0, "quiet_share": 0.0}
