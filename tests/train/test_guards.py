@@ -166,7 +166,7 @@ def test_all_that_is_wrong_with_the_input_is_told_at_once(make_config, calls, tm
         train(make_config(data=data, trainable=["adaptors", "lm.deptt"]))
     for part in (
         "'adaptors' matches no parameter; did you mean 'adapters'?", "did you mean 'lm.depth'?", "'nowhere': ",
-        "no shard set here", "schema version 0, this program reads 2", "encoded with codec 0000", "'gone': ",
+        "no shard set here", "schema version 0, this program reads 3", "encoded with codec 0000", "'gone': ",
     ):  # fmt: skip
         assert part in str(caught.value)
     assert not make_config().run_dir.exists()
