@@ -17,7 +17,7 @@ from data_prep.speak import SpeakSettings, speak
 from data_prep.steps import How
 from mmspeech.audio.codec import Codec, build_codec
 from mmspeech.config import ConfigError, MimiConfig
-from mmspeech.convert_codec import load_mimi, save_mimi
+from mmspeech.formats.mimi import load_mimi, save_mimi
 from mmspeech.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ, samples_to_seconds
 
 _LINES = (

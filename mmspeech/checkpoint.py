@@ -235,13 +235,19 @@ def codec_hash(codec: Codec) -> str:
     return digest.hexdigest()[:16]
 
 
+def fetched(path_or_id: str | Path) -> Path:
+    """A path as it is; a hub id that is no path here, downloaded. Raises CheckpointError."""
+    path = Path(path_or_id)
+    if not path.exists() and isinstance(path_or_id, str) and HUB_ID.fullmatch(path_or_id):
+        return _download(path_or_id)
+    return path
+
+
 def resolve(path_or_id: str | Path | None) -> Path:
     """The checkpoint directory meant by a path, a run directory, a hub id or None; raises CheckpointError."""
     if path_or_id is None:
         path_or_id = EMBEDDED
-    path = Path(path_or_id)
-    if not path.exists() and isinstance(path_or_id, str) and HUB_ID.fullmatch(path_or_id):
-        path = _download(path_or_id)
+    path = fetched(path_or_id)
     if not path.is_dir():
         found = "a file" if path.exists() else "nothing"
         raise CheckpointError(f"{path}: {found} there; expected a checkpoint directory, a run directory or a hub id")

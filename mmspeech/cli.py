@@ -5,6 +5,7 @@ Only options stand here. What a command does is in mmspeech/commands/, imported 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -120,16 +121,27 @@ def merge(
         run_merge(options)
 
 
+class Layout(StrEnum):
+    """What `convert` writes a checkpoint of ours as."""
+
+    moshivis = "moshivis"
+    moshi = "moshi"
+    transformers = "transformers"
+    lora = "lora"
+
+
 @app.command()
 def convert(
-    src: Annotated[Path, typer.Argument(help="MoshiVis in Kyutai's layout, Mimi (directory or file), or ours.")],
-    dst: Annotated[Path, typer.Argument(help="New directory to write, in the other layout.")],
+    src: Annotated[str, typer.Argument(help="Checkpoint in another layout (directory, file or hub id), or ours.")],
+    dst: Annotated[Path, typer.Argument(help="New directory to write.")],
+    layout: Annotated[Layout | None, typer.Option(help="For ours: which other (default: Kyutai's).")] = None,
+    lora: Annotated[Path | None, typer.Option(help="Pairs of moshi-finetune to add to the matrices.")] = None,
 ) -> None:
-    """Translate a checkpoint (or Mimi, alone) from Kyutai's or transformers' layout into ours, or back."""
+    """Translate MoshiVis, Moshi, PersonaPlex, transformers' Moshi, candle's files or Mimi into ours, or ours back."""
     with _reported():
         from mmspeech.commands.convert import run_convert
 
-        run_convert(src, dst)
+        run_convert(src, dst, layout=None if layout is None else layout.value, lora=lora)
 
 
 @app.command()

@@ -3,16 +3,16 @@
 Every problem in a file is reported at once, each with its dotted key and, for an unknown key, the nearest valid name.
 """
 
-import difflib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mmspeech.config_errors import describe
 from mmspeech.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ
 
 
@@ -111,11 +111,16 @@ class FusionConfig(StrictModel):
 
 
 class LMConfig(StrictModel):
-    """The duplex language model: 1 text stream, `num_codebooks` own and `num_codebooks` user audio streams."""
+    """The duplex language model: 1 text stream, `num_codebooks` own and `num_codebooks` user audio streams.
+
+    `depth_codebooks`: how many of them the depth transformer has weights for (None: the own ones; more: the first of
+    the user's, too, as in PersonaPlex; calls do not run them).
+    """
 
     text_card: int = Field(gt=0)
     audio_card: int = Field(gt=0)
     num_codebooks: int = 8
+    depth_codebooks: int | None = None
     delays: tuple[int, ...]
     text_pad_id: int = 3
     text_epad_id: int = 0
@@ -132,11 +137,18 @@ class LMConfig(StrictModel):
             )
         if min(self.delays) != 0:
             raise ValueError(f"the smallest delay must be 0, got {min(self.delays)}")
+        if not self.num_codebooks <= self.depth_steps <= 2 * self.num_codebooks:
+            raise ValueError(f"depth_codebooks {self.depth_steps}: expected num_codebooks to twice as many")
         return self
 
     @property
     def num_streams(self) -> int:
         return 1 + 2 * self.num_codebooks
+
+    @property
+    def depth_steps(self) -> int:
+        """Steps the depth transformer has weights for."""
+        return self.num_codebooks if self.depth_codebooks is None else self.depth_codebooks
 
 
 class VisionConfig(StrictModel):
@@ -367,33 +379,5 @@ def parse_config(cls: type[ConfigT], data: dict[str, Any], *, source: str) -> Co
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        lines = [_describe(cls, problem) for problem in error.errors()]
+        lines = [describe(cls, problem) for problem in error.errors()]
         raise ConfigError(f"{source}: " + "; ".join(lines)) from error
-
-
-def _describe(cls: type[BaseModel], problem: dict[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _field_names(cls, location[:-1]), n=1)
-        return f"unknown key '{key}'" + (f" (did you mean '{near[0]}'?)" if near else "")
-    if problem["type"] == "missing":
-        return f"missing key '{key}'"
-    got = problem.get("input")
-    shown = "" if isinstance(got, dict | BaseModel) else f" (got {got!r})"
-    return f"'{key or 'config'}': {problem['msg']}{shown}"
-
-
-def _field_names(cls: type[BaseModel], parents: list[str]) -> list[str]:
-    """Names of the fields where an unknown key stood, following nested models and unions."""
-    models = [cls]
-    for parent in parents:
-        found = [getattr(model.model_fields.get(parent), "annotation", None) for model in models]
-        models = [m for annotation in found for m in _models_in(annotation)] or models
-    return [name for model in models for name in model.model_fields]
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for arg in get_args(annotation) for m in _models_in(arg)]

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mmspeech.checkpoint import read_tensors
 from mmspeech.config import GenerationConfig
-from mmspeech.convert import ConvertError, read_moshivis
+from mmspeech.formats.groups import ConvertError
+from mmspeech.formats.moshivis import read_moshivis
 from mmspeech.lm.generate import FrameGenerator
 from mmspeech.lm.model import VisionSpeechModel
 from mmspeech.types import VisualContext
@@ -43,7 +44,7 @@ def verify(path: str | Path) -> list[VerifyRow]:
             f"{path}: no {EXPECTED}; expected a checkpoint in Kyutai's layout with stored outputs beside it"
         )
     expected = read_tensors(path / EXPECTED)
-    model = read_moshivis(path).model.float()
+    model = read_moshivis(path).build().float()
     _check_inputs(model, expected, source=path / EXPECTED)
     outputs = sorted(name for name in expected if name not in (FEATURES, USER_CODES))
     if not outputs:

@@ -12,11 +12,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ("data_prep", "train", "eval")
 # Layers of the library from the ground up. A module imports from lower layers, and from its own folder or file group.
 LAYERS = (
-    ("config", "types", "frames", "endpoint"),
+    ("config", "config_errors", "types", "frames", "endpoint"),
     ("nn",),
     ("vision", "audio", "tokens"),
     ("lm", "data"),
-    ("checkpoint", "convert", "convert_codec", "convert_config", "verify", "flops", "footprint", "estimate", "presets"),
+    ("checkpoint", "formats", "verify", "flops", "footprint", "estimate", "presets"),
     ("serve",),
     ("cli", "commands"),
 )

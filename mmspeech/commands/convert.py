@@ -6,13 +6,14 @@ from rich.console import Console
 from rich.table import Table
 
 
-def run_convert(src: Path, dst: Path) -> None:
-    """Translate the directory `src` into a new directory `dst`, and say what was not there to translate."""
-    from mmspeech.convert import convert_directory
+def run_convert(src: str, dst: Path, *, layout: str | None, lora: Path | None) -> None:
+    """Translate the directory (or hub id) `src` into a new directory `dst`, and say what was not there to translate."""
+    from mmspeech.checkpoint import fetched
+    from mmspeech.formats.directory import convert_directory
 
     console = Console(stderr=True)
     with console.status(f"converting {src}"):
-        notes = convert_directory(src, dst)
+        notes = convert_directory(fetched(src), dst, layout=layout, lora=lora)
     for note in notes:
         console.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     print(dst)

@@ -133,13 +133,14 @@ class DepthTransformer(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, hidden: Tensor, text: Tensor, choose: Callable[[int, Tensor], Tensor], *, state: DepthState
+        self, hidden: Tensor, text: Tensor, choose: Callable[[int, Tensor], Tensor], *, state: DepthState, count: int
     ) -> tuple[Tensor, list[Tensor]]:
-        """hidden [B, D], text [B] -> codes [B, K] and their K logits [B, card]; `choose(k, logits)` picks ids [B]."""
-        projected = self.hidden_in(hidden)
+        """hidden [B, D], text [B] -> the first `count` codes [B, K] and their K logits [B, card]; `choose(k, logits)`
+        picks ids [B]."""
+        projected = self.hidden_in(hidden, count=count)
         token, table, start = text, self.text_emb, 0
         chosen, logits = [], []
-        for k in range(self.num_codebooks):
+        for k in range(count):
             x = projected[k : k + 1] + _embed(token[None], table, start)
             logits.append(self._run(x, first=k, state=state)[0])
             token, table, start = choose(k, logits[-1]), self.audio_emb, k * self.audio_rows

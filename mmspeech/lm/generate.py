@@ -175,7 +175,11 @@ class FrameGenerator:
         if text_ids is not None:
             text = torch.where(text_ids >= 0, text_ids, text)
         codes, depth_logits = self.lm.depth.sample(
-            out.hidden[:, 0], text, lambda k, logits: self._choose(k + 1, logits), state=rows.depth
+            out.hidden[:, 0],
+            text,
+            lambda k, logits: self._choose(k + 1, logits),
+            state=rows.depth,
+            count=layout.num_codebooks,
         )
         gate, layer_gates = out.gate[:, 0], out.layer_gates[:, 0]
         self.trace = StepTrace(out.hidden[:, 0], out.text_logits[:, 0], gate, layer_gates, depth_logits)

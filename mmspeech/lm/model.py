@@ -213,7 +213,7 @@ def _build_fusion(config: FusionConfig, temporal: TransformerConfig) -> Fusion:
 def _build_depth(config: LMConfig) -> DepthTransformer:
     options = config.depth
     for wrong, text in (
-        (options.context < config.num_codebooks, f"context {options.context} < {config.num_codebooks} codebooks"),
+        (options.context < config.depth_steps, f"context {options.context} < {config.depth_steps} codebooks"),
         (options.max_period is not None, "max_period must be null: steps have their own weights"),
         (not options.gated_ffn, "gated_ffn must be true"),
         (options.layer_scale is not None, "layer_scale must be null"),
@@ -223,7 +223,7 @@ def _build_depth(config: LMConfig) -> DepthTransformer:
     return DepthTransformer(
         text_card=config.text_card,
         audio_card=config.audio_card,
-        num_codebooks=config.num_codebooks,
+        num_codebooks=config.depth_steps,
         source_dim=config.temporal.dim,
         dim=options.dim,
         num_heads=options.num_heads,

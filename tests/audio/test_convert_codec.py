@@ -13,7 +13,7 @@ from mmspeech.audio.codec import build_codec
 from mmspeech.checkpoint import load_codec
 from mmspeech.cli import app
 from mmspeech.config import ConfigError, MimiConfig, load_config
-from mmspeech.convert_codec import (
+from mmspeech.formats.mimi import (
     config_from_transformers,
     config_to_transformers,
     export_mimi,

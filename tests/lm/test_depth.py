@@ -9,7 +9,9 @@ def test_sampling_equals_teacher_forcing(make_model):
     hidden, text = torch.randn(5, 16), torch.tensor([0, 3, 10, 11, -1])
     state = depth.init_state(5)
     for _ in range(2):  # the second frame overwrites the first one's keys
-        codes, logits = depth.sample(hidden, text, lambda k, logits: logits.argmax(dim=-1), state=state)
+        codes, logits = depth.sample(
+            hidden, text, lambda k, logits: logits.argmax(dim=-1), state=state, count=depth.num_codebooks
+        )
         forced = depth(hidden, text, codes)
         torch.testing.assert_close(torch.stack(logits, dim=1), forced, atol=1e-5, rtol=0)
         assert torch.equal(forced.argmax(dim=-1), codes)

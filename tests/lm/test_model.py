@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mmspeech.config import ConfigError, ModelConfig, load_config
-from mmspeech.convert import export_moshivis
+from mmspeech.formats.groups import export_tensors
+from mmspeech.formats.kyutai_keys import moshivis_groups
 from mmspeech.lm.model import VisionSpeechModel
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
@@ -173,7 +174,9 @@ def test_seven_billion_has_the_published_shapes():
     adapters = set(model.adapter_names())
     assert sum(parameter.numel() for parameter in model.adapter_parameters()) == 206_184_448
     assert sum(p.numel() for name, p in model.named_parameters() if name not in adapters) == 7_687_729_152
-    theirs = {key: tuple(value.shape) for key, value in export_moshivis(model.state_dict(), config).items()}
+    theirs = {
+        key: tuple(value.shape) for key, value in export_tensors(model.state_dict(), moshivis_groups(config)).items()
+    }
     layer = "llm.transformer.layers.31"
     assert (
         theirs.items()

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from mmspeech.config import ConfigError, ModelConfig, VisionConfig, parse_config
+from mmspeech.config import ModelConfig, VisionConfig, parse_config
+from mmspeech.formats.groups import ConvertError
 from mmspeech.lm.model import source_dim
 
 # Their name of a norm -> (ours, eps). Only those called "real" divide by the mean square.
@@ -55,10 +56,6 @@ IGNORED = {
 }  # fmt: skip
 
 
-class ConvertError(ConfigError):
-    """A checkpoint that cannot be converted; the message names the file and every problem."""
-
-
 def config_from_kyutai(data: dict[str, Any], *, source: str) -> ModelConfig:
     """Their settings (one level of nesting allowed) -> ours; raises ConvertError for what we cannot compute."""
     flat: dict[str, Any] = {}
@@ -69,8 +66,8 @@ def config_from_kyutai(data: dict[str, Any], *, source: str) -> ModelConfig:
         if flat.get(key, allowed[0]) not in allowed:
             problems.append(f"{key} {flat[key]!r} is not supported (only {allowed[0]!r})")
     theirs = DEFAULTS | {key: value for key, value in flat.items() if key in DEFAULTS}
-    if theirs["n_q"] != 2 * theirs["dep_q"]:
-        problems.append(f"n_q {theirs['n_q']} with dep_q {theirs['dep_q']}: expected n_q = 2 x dep_q")
+    if theirs["n_q"] % 2 or theirs["dep_q"] not in (theirs["n_q"] // 2, theirs["n_q"]):
+        problems.append(f"n_q {theirs['n_q']} with dep_q {theirs['dep_q']}: expected n_q = 2 x dep_q, or the same")
     for key, known in (("norm", NORMS), ("norm_xa", {None: 0} | NORMS), ("encoder_name", ENCODERS)):
         if theirs[key] not in known:
             problems.append(f"{key} {theirs[key]!r}: expected one of {', '.join(map(str, known))}")
@@ -79,7 +76,7 @@ def config_from_kyutai(data: dict[str, Any], *, source: str) -> ModelConfig:
     if problems:
         raise ConvertError(f"{source}: " + "; ".join(problems))
     ours: dict[str, Any] = {"name": "moshivis", "lm": _lm_settings(theirs), "codec": {"kind": "mimi"}}
-    ours["codec"]["num_codebooks"] = theirs["dep_q"]
+    ours["codec"]["num_codebooks"] = theirs["n_q"] // 2
     if theirs["num_crossattended_tokens"]:
         ours["lm"]["fusion"], ours["vision"] = _vision_settings(theirs)
     return parse_config(ModelConfig, ours, source=source)
@@ -93,14 +90,15 @@ def _lm_settings(theirs: dict[str, Any]) -> dict[str, Any]:
     return {
         "text_card": theirs["text_card"],
         "audio_card": theirs["audio_card"],
-        "num_codebooks": theirs["dep_q"],
+        "num_codebooks": theirs["n_q"] // 2,
+        "depth_codebooks": None if theirs["n_q"] == 2 * theirs["dep_q"] else theirs["dep_q"],
         "delays": delays,
         "text_pad_id": theirs["padding_token_id"],
         "temporal": {
             "dim": dim,
             "num_heads": theirs["num_heads"],
             "num_layers": theirs["num_layers"],
-            "ffn_dim": _inner_width(int(theirs["hidden_scale"] * dim), dim),
+            "ffn_dim": inner_width(int(theirs["hidden_scale"] * dim), dim),
             "context": theirs["context"],
             "max_period": float(theirs["max_period"]),
             "norm": TEMPORAL_NORM[0],
@@ -110,7 +108,7 @@ def _lm_settings(theirs: dict[str, Any]) -> dict[str, Any]:
             "dim": depth_dim,
             "num_heads": theirs["depformer_num_heads"],
             "num_layers": theirs["depformer_num_layers"],
-            "ffn_dim": _inner_width(theirs["depformer_dim_feedforward"], depth_dim),
+            "ffn_dim": inner_width(theirs["depformer_dim_feedforward"], depth_dim),
             "context": theirs["depformer_context"],
             "max_period": None,
             "norm": depth_norm,
@@ -155,18 +153,18 @@ def config_to_kyutai(config: ModelConfig) -> dict[str, Any]:
         "dim": lm.temporal.dim,
         "num_heads": lm.temporal.num_heads,
         "num_layers": lm.temporal.num_layers,
-        "hidden_scale": _scale_for(lm.temporal.ffn_dim, lm.temporal.dim),
+        "hidden_scale": scale_for(lm.temporal.ffn_dim, lm.temporal.dim),
         "context": lm.temporal.context,
         "max_period": lm.temporal.max_period,
         "text_card": lm.text_card,
         "padding_token_id": lm.text_pad_id,
         "audio_card": lm.audio_card,
         "n_q": 2 * lm.num_codebooks,
-        "dep_q": lm.num_codebooks,
+        "dep_q": lm.depth_steps,
         "delays": list(lm.delays),
-        "norm": _norm_name(lm.depth.norm, lm.depth.norm_eps),
+        "norm": norm_name(lm.depth.norm, lm.depth.norm_eps),
         "depformer_dim": lm.depth.dim,
-        "depformer_dim_feedforward": _feedforward_for(lm.depth.ffn_dim, lm.depth.dim),
+        "depformer_dim_feedforward": feedforward_for(lm.depth.ffn_dim, lm.depth.dim),
         "depformer_num_heads": lm.depth.num_heads,
         "depformer_num_layers": lm.depth.num_layers,
         "depformer_context": lm.depth.context,
@@ -178,7 +176,7 @@ def config_to_kyutai(config: ModelConfig) -> dict[str, Any]:
         vision = config.vision
         theirs |= {
             "encoder_name": _encoder_name(vision),
-            "norm_xa": vision.projector_norm and _norm_name(vision.projector_norm, vision.projector_norm_eps),
+            "norm_xa": vision.projector_norm and norm_name(vision.projector_norm, vision.projector_norm_eps),
             "align_img_and_speech_tokens_dim": True,
             "xa_dim": fusion.source_dim,
             "xa_layers": list(fusion.layers or ()),
@@ -227,26 +225,26 @@ def _encoder_name(vision: VisionConfig) -> str:
     raise ConvertError(f"Kyutai's layout cannot hold vision.tower_dim {vision.tower_dim}")
 
 
-def _norm_name(kind: str, eps: float) -> str:
+def norm_name(kind: str, eps: float) -> str:
     for name, value in NORMS.items():
         if value == (kind, eps):
             return name
     raise ConvertError(f"Kyutai's layout cannot hold norm {kind} with eps {eps}")
 
 
-def _inner_width(feedforward: int, dim: int) -> int:
+def inner_width(feedforward: int, dim: int) -> int:
     """Inner width of their gated feed-forward layer."""
     return 21 * dim // 8 if feedforward == 4 * dim else 2 * feedforward // 3
 
 
-def _feedforward_for(inner: int, dim: int) -> int:
+def feedforward_for(inner: int, dim: int) -> int:
     for feedforward in (-(-3 * inner // 2), -(-3 * inner // 2) + 1, 4 * dim):
-        if _inner_width(feedforward, dim) == inner:
+        if inner_width(feedforward, dim) == inner:
             return feedforward
     raise ConvertError(f"Kyutai's layout cannot hold a feed-forward layer {inner} wide in a model {dim} wide")
 
 
-def _scale_for(inner: int, dim: int) -> float:
-    feedforward = _feedforward_for(inner, dim)
+def scale_for(inner: int, dim: int) -> float:
+    feedforward = feedforward_for(inner, dim)
     exact = feedforward / dim
     return exact if int(exact * dim) == feedforward else (feedforward + 0.5) / dim

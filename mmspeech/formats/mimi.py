@@ -21,12 +21,13 @@ from mmspeech.checkpoint import (
     save_codec,
     write_tensors,
 )
-from mmspeech.config import ConfigError, MimiConfig, parse_config, read_mapping
+from mmspeech.config import CodecConfig, ConfigError, MimiConfig, parse_config, read_mapping
 
 Layout = Literal["kyutai", "transformers"]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KYUTAI_FILES = "tokenizer-*.safetensors"
+MIMI = "tokenizer-e351c8d8-checkpoint125.safetensors"  # as all of Kyutai's repositories call it
 
 # (ours, theirs): every rule is applied to every key, in order.
 KYUTAI_RULES = (
@@ -121,6 +122,11 @@ def load_mimi(path: str | Path, config: MimiConfig | None = None) -> MimiCodec:
     return codec.eval().requires_grad_(False)
 
 
+def read_mimi_beside(file: Path, config: CodecConfig) -> dict[str, Tensor]:
+    """The state dict of the Mimi that lies beside a language model; empty when it does not."""
+    return dict(load_mimi(file, config).state_dict()) if file.is_file() else {}
+
+
 def holds_mimi(path: Path) -> bool:
     """Whether `path` is a safetensors file, a directory with Mimi in either layout, or a codec directory of ours."""
     if path.is_file():
@@ -177,7 +183,7 @@ def export_mimi(state: dict[str, Tensor], *, layout: Layout, num_heads: int) -> 
             tensors[theirs[0]] = value
         else:
             query, key_rows, values = value.chunk(3)
-            parts = (_to_halves(query, num_heads), _to_halves(key_rows, num_heads), values)
+            parts = (to_halves(query, num_heads), to_halves(key_rows, num_heads), values)
             tensors.update(zip(theirs, parts, strict=True))
     return tensors
 
@@ -197,7 +203,7 @@ def import_mimi(tensors: dict[str, Tensor], config: MimiConfig, *, source: str |
     for key in own:
         parts = [tensors[name] for name in _their_keys(key, layout)]
         if len(parts) == 3:
-            parts = [_from_halves(parts[0], num_heads), _from_halves(parts[1], num_heads), parts[2]]
+            parts = [from_halves(parts[0], num_heads), from_halves(parts[1], num_heads), parts[2]]
         state[key] = torch.cat(parts) if len(parts) > 1 else parts[0]
     return state
 
@@ -267,11 +273,11 @@ def _in_files(key: str) -> str:
     return key
 
 
-def _to_halves(rows: Tensor, num_heads: int) -> Tensor:
+def to_halves(rows: Tensor, num_heads: int) -> Tensor:
     """Rotary pairs of each head from neighbours to halves: [D, D] with rows (head, pair, 2) -> (head, 2, pair)."""
     return rows.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
-def _from_halves(rows: Tensor, num_heads: int) -> Tensor:
-    """The inverse of `_to_halves`."""
+def from_halves(rows: Tensor, num_heads: int) -> Tensor:
+    """The inverse of `to_halves`."""
     return rows.unflatten(0, (num_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
