@@ -35,7 +35,8 @@ def holds_moshi(path: Path) -> bool:
     if not file.is_file():
         return False
     with safe_open(str(file), framework="pt") as opened:
-        return {"text_emb.weight", "emb.0.weight"} <= set(opened.keys())
+        names = set(opened.keys())
+    return {"text_emb.weight", "emb.0.weight"} <= names and "depformer.0.emb.weight" not in names  # as candle's
 
 
 def read_moshi(path: str | Path, *, lora: Path | None = None) -> Converted:

@@ -155,6 +155,31 @@ def test_lora_of_moshi_finetune_is_added(tmp_path):
     assert all(torch.equal(untouched[key], value) for key, value in tensors.items())
 
 
+def test_lora_of_a_run_of_ours_goes_back(tmp_path):
+    """Pairs over single matrices and over one for each depth step; peft lays the latter's out in its own way."""
+    from train.lora import add_lora
+    from train.settings import LoraSettings
+
+    found = read_moshi(SMALL)
+    model = found.build().float()
+    lora = add_lora(model, LoraSettings(targets=["lm.temporal", "lm.depth"], rank=3, alpha=4.5), seed=0)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if ".lora_" in name:
+                value.normal_()
+    run = tmp_path / "step_1"
+    run.mkdir()
+    tensors = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    lora.write(run, tensors)
+    (run / "config.json").write_text(found.config.model_dump_json())
+    convert_directory(run, tmp_path / "theirs", layout="lora")
+    assert json.loads((tmp_path / "theirs" / "config.json").read_text())["lora_scaling"] == 1.5
+    again, merged = read_moshi(SMALL, lora=tmp_path / "theirs" / "lora.safetensors").weights, lora.merged(tensors)
+    assert any(not torch.equal(again[key], value) for key, value in found.weights.items() if "depth" in key)
+    for key, value in merged.items():
+        torch.testing.assert_close(again[key], value, atol=1e-4, rtol=1e-5)
+
+
 def test_lora_takes_its_scaling_from_beside_it_and_misfits_are_named(tmp_path):
     pair = {"linears.0.lora_A.weight": torch.ones(2, 16), "linears.0.lora_B.weight": torch.ones(32, 2)}
     save_file(pair, tmp_path / "lora.safetensors")
