@@ -7,7 +7,6 @@ are read, never pickles. Weights may be stored in half precision; they are cast 
 
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,12 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmspeech.audio.codec import Codec, build_codec
-from mmspeech.config import CodecConfig, ConfigError, ModelConfig, StrictModel, parse_config, read_mapping
+from mmspeech.config import CodecConfig, ModelConfig, StrictModel, parse_config, read_mapping
+from mmspeech.hub import CheckpointError, fetched
 
 if TYPE_CHECKING:
     from mmspeech.lm.model import VisionSpeechModel
@@ -32,15 +34,12 @@ EMBEDDED = Path(__file__).parent / "pretrained" / "tiny"
 CONFIG, MODEL, CODEC, TOWER = "config.json", "model.safetensors", "codec.safetensors", "tower.safetensors"
 TOKENIZER, CARD, ADAPTERS = "tokenizer.model", "README.md", "adapters.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TOWER_PREFIX = "tower."
 NOT_CODES = ("decoder", "upsample", "phone_head")  # parts of a codec that do not decide which codes a wave gets
 
+SHOWN_BYTES = 500_000_000  # files of this size and more are read with a progress bar
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-
-class CheckpointError(ConfigError):
-    """A checkpoint that cannot be loaded or saved; the message is one line that names the directory."""
 
 
 @dataclass
@@ -235,14 +234,6 @@ def codec_hash(codec: Codec) -> str:
     return digest.hexdigest()[:16]
 
 
-def fetched(path_or_id: str | Path) -> Path:
-    """A path as it is; a hub id that is no path here, downloaded. Raises CheckpointError."""
-    path = Path(path_or_id)
-    if not path.exists() and isinstance(path_or_id, str) and HUB_ID.fullmatch(path_or_id):
-        return _download(path_or_id)
-    return path
-
-
 def resolve(path_or_id: str | Path | None) -> Path:
     """The checkpoint directory meant by a path, a run directory, a hub id or None; raises CheckpointError."""
     if path_or_id is None:
@@ -266,18 +257,6 @@ def newest_checkpoint(run: Path) -> Path | None:
     """The newest complete checkpoint of a training run directory, or None."""
     steps = sorted(run.glob("checkpoints/step_*/" + CONFIG))
     return steps[-1].parent if steps else None
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.safetensors", "*.model", CARD]
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{hub_id}: neither a directory here nor to be had from the hub ({reason})") from error
 
 
 def build_empty(build: Callable[[], ModuleT]) -> ModuleT:
@@ -329,17 +308,26 @@ def _shorten(keys: list[str], limit: int = 8) -> str:
 def read_tensors(
     file: Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> dict[str, Tensor]:
-    """All tensors of a safetensors file (memory-mapped on the CPU); floating ones cast to `dtype`."""
+    """All tensors of a safetensors file, floating ones cast to `dtype`, with a progress bar for a large file.
+
+    What needs no cast stays mapped from the file on the CPU; what does is cast tensor by tensor, so that no more than
+    one is held twice.
+    """
     if not file.is_file():
         raise CheckpointError(f"{file}: not there; expected a complete checkpoint directory")
     try:
         with safe_open(str(file), framework="pt", device=str(device)) as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            names = track(
+                list(opened.keys()), f"reading {file.name}", console=Console(stderr=True), transient=True,
+                disable=file.stat().st_size < SHOWN_BYTES,
+            )  # fmt: skip
+            return {name: _cast(opened.get_tensor(name), dtype) for name in names}
     except SafetensorError as error:
         raise CheckpointError(f"{file}: not a readable safetensors file ({error}); copy or save it again") from error
-    if dtype is None:
-        return tensors
-    return {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
 def write_tensors(
@@ -350,15 +338,16 @@ def write_tensors(
     exact: tuple[str, ...] = (),
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file atomically; tensors that share memory are stored separately.
+    """Write a safetensors file atomically; tensors that share memory are stored separately, others are not copied.
 
     `dtype` is for floating tensors, but for those whose names begin with one of `exact`.
     """
-    stored = {}
+    stored: dict[str, Tensor] = {}
+    seen: set[int] = set()
     for key, value in tensors.items():
-        cast = dtype is not None and value.is_floating_point() and not key.startswith(exact)
-        value = value.detach().to("cpu", dtype if cast else value.dtype)
-        stored[key] = value.clone(memory_format=torch.contiguous_format)
+        value = _cast(value.detach().cpu(), None if key.startswith(exact) else dtype).contiguous()
+        stored[key] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         save_file(stored, str(temporary), metadata={"format": "pt", **(metadata or {})})

@@ -144,6 +144,21 @@ def convert(
         run_convert(src, dst, layout=None if layout is None else layout.value, lora=lora)
 
 
+@app.command("add-vision")
+def add_vision(
+    base: Annotated[str, typer.Argument(help="A speech model without eyes: checkpoint directory or hub id.")],
+    out: Annotated[Path, typer.Argument(help="New directory to write.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="a.b=value for the new configuration.")] = None,
+    tower: Annotated[str, typer.Option(help="timm:NAME or hf:ID_OR_DIR.")] = "hf:google/siglip-so400m-patch14-384",
+    seed: Seed = 0,
+) -> None:
+    """Give any duplex model eyes: fresh adapters that change nothing until they are trained."""
+    with _reported():
+        from mmspeech.commands.add_vision import AddVisionOptions, run_add_vision
+
+        run_add_vision(AddVisionOptions(base=base, out=out, tower=tower, overrides=overrides or [], seed=seed))
+
+
 @app.command()
 def verify(
     path: Annotated[Path, typer.Argument(help="Kyutai-layout checkpoint with an expected.safetensors beside it.")],

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ("data_prep", "train", "eval")
 # Layers of the library from the ground up. A module imports from lower layers, and from its own folder or file group.
 LAYERS = (
-    ("config", "config_errors", "types", "frames", "endpoint"),
+    ("config", "config_errors", "types", "frames", "endpoint", "hub"),
     ("nn",),
     ("vision", "audio", "tokens"),
     ("lm", "data"),

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mmspeech.audio.codec import Codec
-from mmspeech.checkpoint import HUB_ID, TOKENIZER, check_keys, check_streams, load_codec, load_model, read_codec_config
+from mmspeech.checkpoint import TOKENIZER, check_keys, check_streams, load_codec, load_model, read_codec_config
 from mmspeech.config import ConfigError, ModelConfig, load_config
 from mmspeech.data.visuals import PictureFormat
+from mmspeech.hub import HUB_ID
 from mmspeech.lm.loss import LossOut, LossWeights, duplex_loss, enough_pieces
 from mmspeech.lm.model import VisionSpeechModel
 from mmspeech.tokens.text import TextTokenizer

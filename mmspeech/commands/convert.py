@@ -8,8 +8,8 @@ from rich.table import Table
 
 def run_convert(src: str, dst: Path, *, layout: str | None, lora: Path | None) -> None:
     """Translate the directory (or hub id) `src` into a new directory `dst`, and say what was not there to translate."""
-    from mmspeech.checkpoint import fetched
     from mmspeech.formats.directory import convert_directory
+    from mmspeech.hub import fetched
 
     console = Console(stderr=True)
     with console.status(f"converting {src}"):

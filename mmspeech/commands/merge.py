@@ -8,7 +8,6 @@ from rich.console import Console
 
 from mmspeech.checkpoint import (
     CARD,
-    HUB_ID,
     TOKENIZER,
     Bundle,
     load_model,
@@ -19,6 +18,7 @@ from mmspeech.checkpoint import (
 )
 from mmspeech.commands.card import RunFacts, read_run, shown, write_card
 from mmspeech.config import ConfigError, ModelConfig, apply_overrides, parse_config
+from mmspeech.hub import HUB_ID
 from mmspeech.lm.model import push_directory
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

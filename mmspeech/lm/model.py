@@ -157,6 +157,19 @@ class VisionSpeechModel(nn.Module):
             return push_directory(path, repo_id, private=private, token=token)
 
 
+def build_adapters(config: ModelConfig) -> dict[str, Tensor]:
+    """Fresh adapters for a speech LM, under the names of a VisionSpeechModel's state dict, without building the LM.
+
+    Their last projections are zero: what is seen changes nothing, bit for bit, until they are trained.
+    """
+    fusion = _build_fusion(config.lm.fusion, config.lm.temporal)
+    for projections in fusion.projections:
+        nn.init.zeros_(projections.out_proj.weight)
+    projector = build_projector(config.vision, dim=source_dim(config.lm.fusion, config.lm.temporal))
+    parts = {"lm.temporal.fusion.": fusion, "projector.": projector}
+    return {prefix + name: value for prefix, part in parts.items() for name, value in part.state_dict().items()}
+
+
 def push_directory(path: Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
     """Upload the files of a directory to the Hugging Face hub; returns the address of the commit."""
     from huggingface_hub import HfApi

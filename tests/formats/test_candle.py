@@ -57,10 +57,8 @@ def test_safetensors_are_read_bit_equal(changes, tmp_path):
     sizes = {"context", "max_period"}
     told, had = (one.lm.model_dump(exclude={"temporal": sizes, "depth": sizes}) for one in (found.config, model.config))
     assert told == had
-    save_file(
-        tensors | {"depformer.2.transformer.layers.0.norm1.alpha": torch.ones(1, 1, 64) * 3},
-        tmp_path / "model.safetensors",
-    )
+    tensors["depformer.2.transformer.layers.0.norm1.alpha"] = torch.full((1, 1, 64), 3.0)
+    write_tensors(tmp_path / "model.safetensors", tensors)
     with pytest.raises(ConvertError, match="differ, but they are one shared tensor"):
         read_any(tmp_path)
 

@@ -9,6 +9,7 @@ import torch
 
 from mmspeech.audio.codec import build_codec
 from mmspeech.checkpoint import load_model, save_model
+from mmspeech.hub import CheckpointError, fetched
 from mmspeech.lm.model import VisionSpeechModel
 from mmspeech.tokens.text import train_tokenizer
 
@@ -57,3 +58,24 @@ def test_a_pushed_model_is_loaded_by_its_id(saved, hub, tmp_path):
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=60, check=True)
     state = load_model(done.stdout.strip()).model.state_dict()
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (403, "GatedRepo", "it is gated: accept its terms on its page on the hub, then `hf auth login`"),
+        (404, "RepoNotFound", "there is no such repository, or it is private"),
+        (500, "", "neither a directory here nor to be had from the hub"),
+    ],
+)
+def test_what_the_hub_refuses_is_a_sentence(hub, status, code, message):
+    def refuse(self):
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    hub.do_GET = hub.do_HEAD = refuse
+    with pytest.raises(CheckpointError, match=message) as caught:
+        fetched("me/mine")
+    assert "\n" not in str(caught.value)
