@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mmspeech.audio.codec import Codec, build_codec
 from mmspeech.config import CodecConfig, ModelConfig, StrictModel, parse_config, read_mapping
 from mmspeech.hub import CheckpointError, fetched
+from mmspeech.quantize import MARK, parse_kinds, quantize_model, restored, shape_for
 
 if TYPE_CHECKING:
     from mmspeech.lm.model import VisionSpeechModel
@@ -58,16 +59,21 @@ def load_model(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    quantize: str | None = None,
 ) -> Bundle:
     """Load a checkpoint directory, a run directory (its newest checkpoint), a hub id, or (None) the embedded model.
 
-    The model is in `dtype` and in eval mode; the codec stays in float32. Raises CheckpointError.
+    The model is in `dtype` and in eval mode; the codec stays in float32. `quantize`: see mmspeech.quantize.parse_kinds.
+    Raises CheckpointError.
     """
     from mmspeech.tokens.text import TextTokenizer
 
     path = resolve(path_or_id)
     config = parse_config(ModelConfig, read_mapping(path / CONFIG), source=str(path / CONFIG))
+    kinds = None if quantize is None else parse_kinds(quantize)
     model = load_speech_model(path, config, device=device, dtype=dtype)
+    if kinds is not None:
+        quantize_model(model, kinds)
     codec = load_codec(path).to(device)
     if not (path / TOKENIZER).is_file():
         raise CheckpointError(f"{path}: no {TOKENIZER}; expected a complete checkpoint directory")
@@ -96,13 +102,20 @@ def load_speech_model(
     from mmspeech.lm.model import VisionSpeechModel
 
     model = build_empty(lambda: VisionSpeechModel(config))
-    load_weights(model, read_tensors(path / MODEL, dtype=dtype, device=device), source=path / MODEL)
+    told = read_metadata(path / MODEL)
+    kinds = parse_kinds(told[MARK]) if MARK in told else {}
+    tensors = read_tensors(path / MODEL, dtype=None if kinds else dtype, device=device)
+    if kinds:
+        shape_for(model, kinds)
+        tensors = restored(tensors, told)
+    load_weights(model, tensors, source=path / MODEL)
     model.to(device)  # tables that are not stored
     if config.vision is not None:
         from mmspeech.vision.encoder import build_tower
 
         weights = path / TOWER if (path / TOWER).is_file() else None
         model.tower = build_tower(config.vision, weights).to(device=device, dtype=dtype)
+        quantize_model(model, {part: kind for part, kind in kinds.items() if part == "tower"})
     return model.eval()
 
 
@@ -313,21 +326,35 @@ def read_tensors(
     What needs no cast stays mapped from the file on the CPU; what does is cast tensor by tensor, so that no more than
     one is held twice.
     """
+    with _opened(file, device) as opened:
+        names = track(
+            list(opened.keys()), f"reading {file.name}", console=Console(stderr=True), transient=True,
+            disable=file.stat().st_size < SHOWN_BYTES,
+        )  # fmt: skip
+        return {name: _cast(opened.get_tensor(name), dtype) for name in names}
+
+
+@contextmanager
+def _opened(file: Path, device: str | torch.device) -> Iterator[safe_open]:
     if not file.is_file():
         raise CheckpointError(f"{file}: not there; expected a complete checkpoint directory")
     try:
         with safe_open(str(file), framework="pt", device=str(device)) as opened:
-            names = track(
-                list(opened.keys()), f"reading {file.name}", console=Console(stderr=True), transient=True,
-                disable=file.stat().st_size < SHOWN_BYTES,
-            )  # fmt: skip
-            return {name: _cast(opened.get_tensor(name), dtype) for name in names}
+            yield opened
     except SafetensorError as error:
         raise CheckpointError(f"{file}: not a readable safetensors file ({error}); copy or save it again") from error
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; nothing for a file that is not there."""
+    if not file.is_file():
+        return {}
+    with _opened(file, "cpu") as opened:
+        return opened.metadata() or {}
 
 
 def write_tensors(

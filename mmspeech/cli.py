@@ -28,6 +28,7 @@ TensorParallel = Annotated[
     typer.Option(min=1, help="Split the speech LM over N processes (DeepSpeed); with cuda, one GPU each."),
 ]
 Processes = Annotated[int, typer.Option(min=1, help="So many share the calls, each with a model: one for a core.")]
+Quantize = Annotated[str | None, typer.Option(help="int8, int4, fp8, or by part: temporal=int8,depth=int4,tower=int8.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same reply.")]
 
 
@@ -66,6 +67,7 @@ def talk(
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw waveforms, words and gate over time here.")] = None,
     device: Device = "cpu",
+    quantize: Quantize = None,
     tensor_parallel: TensorParallel = 1,
 ) -> None:
     """Ask a recorded question, with or without a picture or a clip, and hear the answer."""
@@ -74,7 +76,8 @@ def talk(
 
         options = TalkOptions(
             audio=audio, out=out, image=image, video=video, fps=fps, model=model, stereo=stereo, seed=seed,
-            greedy=greedy, max_sec=max_sec, as_json=json_, plot=plot, device=device, tensor_parallel=tensor_parallel,
+            greedy=greedy, max_sec=max_sec, as_json=json_, plot=plot, device=device, quantize=quantize,
+            tensor_parallel=tensor_parallel,
         )  # fmt: skip
         run_talk(options)
 
@@ -160,6 +163,19 @@ def add_vision(
 
 
 @app.command()
+def quantize(
+    out: Annotated[Path, typer.Argument(help="New directory to write.")],
+    kinds: Annotated[str, typer.Argument(help="int8 or fp8, or by part: temporal=int8,tower=fp8.")] = "int8",
+    model: Model = None,
+) -> None:
+    """Store a model with weights in fewer bits; it is loaded like any other."""
+    with _reported():
+        from mmspeech.commands.quantize import run_quantize
+
+        run_quantize(model, out, kinds)
+
+
+@app.command()
 def verify(
     path: Annotated[Path, typer.Argument(help="Kyutai-layout checkpoint with an expected.safetensors beside it.")],
 ) -> None:
@@ -191,6 +207,11 @@ def bench(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="With --batches: --model is a configuration file.")
     ] = False,
+    quantize: Annotated[
+        list[str] | None, typer.Option(help="Size, speed and drift of the model quantised so; may be given again.")
+    ] = None,
+    audio: Annotated[list[Path] | None, typer.Option(help="With --quantize: questions to measure drift on.")] = None,
+    image: Annotated[Path | None, typer.Option(help="With --quantize: the picture they are about.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the numbers as JSON here.")] = None,
     device: Device = "cpu",
     tensor_parallel: TensorParallel = 1,
@@ -201,6 +222,11 @@ def bench(
             from mmspeech.commands.bench_video import run_bench_video
 
             run_bench_video(video, fps=fps, out=out)
+            return
+        if quantize:
+            from mmspeech.commands.quantize import run_bench_quantize
+
+            run_bench_quantize(model, quantize, questions=audio or [], picture=image, device=device, out=out)
             return
         if soak:
             from mmspeech.commands.bench_soak import run_bench_soak
@@ -236,6 +262,7 @@ def demo(
     places: Annotated[int, typer.Option(min=1, help="Calls at once.")] = 4,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
     device: Device = "cpu",
+    quantize: Quantize = None,
 ) -> None:
     """Talk to the model in a browser, on this machine."""
     with _reported():
@@ -243,8 +270,8 @@ def demo(
         from mmspeech.serve.settings import ServeConfig
 
         run_server(
-            model, ServeConfig(places=places), host="127.0.0.1", port=port, device=device, processes=1, tls=None,
-            certificate=None, key=None, open_page=open_page,
+            model, ServeConfig(places=places), host="127.0.0.1", port=port, device=device, quantize=quantize,
+            processes=1, tls=None, certificate=None, key=None, open_page=open_page,
         )  # fmt: skip
 
 
@@ -265,6 +292,7 @@ def serve(
     per_address: Annotated[int, typer.Option(min=1, help="Calls at once from one address.")] = 8,
     record: Annotated[Path | None, typer.Option(help="Keep calls in this folder; the page says so.")] = None,
     device: Device = "cpu",
+    quantize: Quantize = None,
 ) -> None:
     """The same for deployment: many calls in one batch, with limits, /health, /ready and /metrics."""
     with _reported():
@@ -276,8 +304,8 @@ def serve(
             per_address=per_address, record=record,
         )  # fmt: skip
         run_server(
-            model, config, host=host, port=port, device=device, processes=processes, tls=tls, certificate=certificate,
-            key=key, open_page=False,
+            model, config, host=host, port=port, device=device, quantize=quantize, processes=processes,
+            tls=tls, certificate=certificate, key=key, open_page=False,
         )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ LAYERS = (
     ("nn",),
     ("vision", "audio", "tokens"),
     ("lm", "data"),
-    ("checkpoint", "formats", "verify", "flops", "footprint", "estimate", "presets"),
+    ("checkpoint", "quantize", "formats", "verify", "flops", "footprint", "estimate", "presets"),
     ("serve",),
     ("cli", "commands"),
 )

@@ -42,7 +42,9 @@ def check_output(path: Path, suffixes: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def opened_model(model: str | None, *, device: str, tensor_parallel: int) -> Iterator["Bundle"]:
+def opened_model(
+    model: str | None, *, device: str, tensor_parallel: int, quantize: str | None = None
+) -> Iterator["Bundle"]:
     """The model of a command, whole or (rank 0 only) split over processes, with settled threads."""
     from mmspeech.checkpoint import load_model
 
@@ -50,10 +52,12 @@ def opened_model(model: str | None, *, device: str, tensor_parallel: int) -> Ite
     if tensor_parallel > 1:
         from mmspeech.serve.parallel import split_model
 
+        if quantize is not None:
+            raise ConfigError(f"--quantize {quantize}: not with --tensor-parallel, which splits whole matrices")
         with split_model(model, num_ranks=tensor_parallel, device=device) as bundle:
             yield bundle
         return
-    bundle = load_model(model, device=place)
+    bundle = load_model(model, device=place, quantize=quantize)
     settle_threads(bundle.model)
     yield bundle
 

@@ -22,6 +22,7 @@ def run_server(
     host: str,
     port: int,
     device: str,
+    quantize: str | None,
     processes: int,
     tls: bool | None,
     certificate: Path | None,
@@ -51,9 +52,11 @@ def run_server(
     with console.status("loading the model"):
         check_device(device)
         if processes > 1:
+            if quantize is not None:
+                raise ConfigError("--quantize with --processes: store it so with `mmspeech quantize`, and serve that")
             worker = Crew(model, places=config.places, processes=processes, device=device)
         else:
-            worker = Worker(load_model(model, device=device), places=config.places)
+            worker = Worker(load_model(model, device=device, quantize=quantize), places=config.places)
     desk = Desk(worker, config)
     address = page_address(host, port, context is not None, config.token)
     console.print(f"{worker.model.name}: {config.places} calls at once. Open {address}", highlight=False)

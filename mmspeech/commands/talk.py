@@ -46,6 +46,7 @@ class TalkOptions:
     as_json: bool
     plot: Path | None
     device: str
+    quantize: str | None
     tensor_parallel: int
 
 
@@ -96,7 +97,8 @@ def run_talk(options: TalkOptions) -> None:
         timeline = Timeline(options.video, fps=options.fps)
     sampling = GenerationConfig(text_temperature=0, audio_temperature=0) if options.greedy else None
     console = Console(stderr=True)
-    with opened_model(options.model, device=options.device, tensor_parallel=options.tensor_parallel) as bundle:
+    how = {"device": options.device, "tensor_parallel": options.tensor_parallel, "quantize": options.quantize}
+    with opened_model(options.model, **how) as bundle:
         session = Session(bundle, sampling, options.seed, picture)
         talk = listen_and_reply(session, question, max_sec=options.max_sec, console=console, timeline=timeline)
     write_wav(options.out, torch.stack([talk.reply, talk.question]) if options.stereo else talk.reply)

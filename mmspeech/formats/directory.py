@@ -4,8 +4,6 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from safetensors import safe_open
-
 from mmspeech import checkpoint
 from mmspeech.checkpoint import build_empty, load_weights, read_tensors, write_tensors
 from mmspeech.config import ModelConfig, parse_config, read_mapping
@@ -105,7 +103,7 @@ def _to_theirs(src: Path, dst: Path, layout: Layout | None) -> list[str]:
         return [f"only the pairs of {LORA}: they belong to the checkpoint that the run began from"]
     model = build_empty(lambda: VisionSpeechModel(config))
     load_weights(model, read_tensors(src / checkpoint.MODEL), source=src / checkpoint.MODEL)
-    state, marks = model.state_dict(), _marks(src / checkpoint.MODEL)
+    state, marks = model.state_dict(), checkpoint.read_metadata(src / checkpoint.MODEL)
     parts = {name: (src / name).is_file() for name in _PARTS}
     parts[checkpoint.CODEC] &= config.codec.kind == "mimi"
     parts[checkpoint.TOWER] &= layout == "moshivis"
@@ -124,8 +122,3 @@ def _to_theirs(src: Path, dst: Path, layout: Layout | None) -> list[str]:
             shutil.copyfile(src / checkpoint.TOKENIZER, folder / moshivis.TOKENIZER)
     wanted = _PARTS if config.vision is not None else _PARTS[1:]
     return [f"no {name}, or of a kind that their layout cannot hold" for name in wanted if not parts[name]]
-
-
-def _marks(file: Path) -> dict[str, str]:
-    with safe_open(str(file), framework="pt") as opened:
-        return opened.metadata() or {}

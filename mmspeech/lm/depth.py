@@ -49,12 +49,36 @@ class StepLinear(nn.Module):
         return self.weight if count == self.weight.shape[0] else self.weight[first : first + count]
 
 
+class StepLinears(nn.Module):
+    """A StepLinear whose matrices stand one by one, for what can not hold them in one tensor (quantised weights)."""
+
+    def __init__(self, steps: list[nn.Linear]):
+        super().__init__()
+        self.steps = nn.ModuleList(steps)
+
+    @classmethod
+    def of(cls, whole: StepLinear) -> "StepLinears":
+        """The same matrices, not copied."""
+        steps = []
+        for weight in whole.weight.detach():
+            with torch.device("meta"):
+                linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            linear.weight = nn.Parameter(weight, requires_grad=False)
+            steps.append(linear)
+        return cls(steps)
+
+    def forward(self, x: Tensor, first: int = 0, count: int | None = None) -> Tensor:
+        if x.dim() == 2:
+            return torch.stack([step(x) for step in self.steps[:count]])
+        return torch.stack([self.steps[first + k](rows) for k, rows in enumerate(x)])
+
+
 class DepthLayer(nn.Module):
     """Pre-norm causal attention over the steps of a frame and a gated feed-forward; only the norms are shared."""
 
     def __init__(self, *, dim: int, num_heads: int, ffn_dim: int, num_steps: int, norm: str, norm_eps: float):
         super().__init__()
-        self.head_dim = dim // num_heads
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.norm1 = build_norm(norm, dim, eps=norm_eps)
         self.in_proj = StepLinear(num_steps, dim, 3 * dim)
         self.out_proj = StepLinear(num_steps, dim, dim)
@@ -63,7 +87,7 @@ class DepthLayer(nn.Module):
         self.ffn_out = StepLinear(num_steps, ffn_dim, dim)
 
     def init_state(self, batch_size: int, *, num_steps: int, device, dtype) -> AttentionState:
-        shape = (batch_size, self.in_proj.weight.shape[1] // (3 * self.head_dim), num_steps, self.head_dim)
+        shape = (batch_size, self.num_heads, num_steps, self.head_dim)
         return AttentionState(*(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2)))
 
     def forward(self, x: Tensor, *, first: int = 0, state: AttentionState | None = None) -> Tensor:
@@ -111,8 +135,7 @@ class DepthTransformer(nn.Module):
         self.audio_linear = StepLinear(num_codebooks, dim, audio_card)
 
     def init_state(self, batch_size: int, *, device=None, dtype=None) -> DepthState:
-        weight = self.hidden_in.weight
-        options = {"device": device or weight.device, "dtype": dtype or weight.dtype}
+        options = {"device": device or self.text_emb.device, "dtype": dtype or self.text_emb.dtype}
         return DepthState(
             [layer.init_state(batch_size, num_steps=self.num_codebooks, **options) for layer in self.layers]
         )
