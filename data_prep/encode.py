@@ -14,9 +14,9 @@ from torch import Tensor
 from data_prep.calls import Call, parse_entry
 from data_prep.files import write_atomic
 from data_prep.steps import STEP, How, Item, Outcome, Tally, read_step, run_step
-from mmspeech.audio.codec import Codec
+from mmspeech.audio.codec import Codec, codec_hash
 from mmspeech.audio.waveform import AudioError, resample
-from mmspeech.checkpoint import codec_hash, load_codec
+from mmspeech.checkpoint import load_codec
 from mmspeech.config import ConfigError
 from mmspeech.data.shards import CodecStamp
 

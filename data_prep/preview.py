@@ -14,8 +14,9 @@ import torch
 
 from data_prep.calls import find_manifests, manifest_lines, parse_line, read_transcript
 from data_prep.files import write_atomic, write_wav
+from mmspeech.audio.codec import codec_hash
 from mmspeech.audio.waveform import resample
-from mmspeech.checkpoint import codec_hash, load_codec
+from mmspeech.checkpoint import load_codec
 from mmspeech.config import ConfigError
 from mmspeech.data.collate import speaking_frames
 from mmspeech.data.shards import SIDECAR, ShardSet, speaker_rows

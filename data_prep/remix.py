@@ -30,7 +30,8 @@ from data_prep.tts import require_synthesisers
 from data_prep.world import random_scene
 from data_prep.world_dialogue import Turn, blind_turn, shown_turn, visual_turn
 from data_prep.world_speak import COMMENT_WITHIN_SEC, FIRST_ROOM_SEC, LONG_ANSWER_SEC, Timing
-from mmspeech.checkpoint import codec_hash, load_codec
+from mmspeech.audio.codec import codec_hash
+from mmspeech.checkpoint import load_codec
 from mmspeech.config import StrictModel
 from mmspeech.data.shards import ShardSetInfo, speaker_rows, write_shards
 from mmspeech.frames import frames_to_seconds, seconds_to_frames

@@ -5,7 +5,6 @@ Also here: codec directories (config.json, codec.safetensors) and adapter files 
 are read, never pickles. Weights may be stored in half precision; they are cast when they are loaded.
 """
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -36,7 +35,6 @@ CONFIG, MODEL, CODEC, TOWER = "config.json", "model.safetensors", "codec.safeten
 TOKENIZER, CARD, ADAPTERS = "tokenizer.model", "README.md", "adapters.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TOWER_PREFIX = "tower."
-NOT_CODES = ("decoder", "upsample", "phone_head")  # parts of a codec that do not decide which codes a wave gets
 
 SHOWN_BYTES = 500_000_000  # files of this size and more are read with a progress bar
 
@@ -232,19 +230,6 @@ def load_codec(path: str | Path) -> Codec:
     codec = build_empty(lambda: build_codec(config))
     load_weights(codec, read_tensors(path / CODEC, dtype=torch.float32), source=path / CODEC)
     return codec.eval().requires_grad_(False)
-
-
-def codec_hash(codec: Codec) -> str:
-    """16 hex digits naming the codes of a codec: its encoder and quantiser, to half precision.
-
-    A retrained decoder keeps the hash, and so does storing the weights in half precision.
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(codec.state_dict().items()):
-        if not name.startswith(NOT_CODES):
-            digest.update(name.encode())
-            digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def resolve(path_or_id: str | Path | None) -> Path:

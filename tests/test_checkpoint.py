@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmspeech import checkpoint
+from mmspeech.audio.codec import codec_hash
 from mmspeech.checkpoint import (
     CheckpointError,
-    codec_hash,
     load_adapters,
     load_codec,
     load_model,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from mmspeech.checkpoint import codec_hash
+from mmspeech.audio.codec import codec_hash
 from mmspeech.config import ConfigError, Problems
 from mmspeech.data.collate import Layout, PictureFormat
 from mmspeech.data.shards import ShardSet

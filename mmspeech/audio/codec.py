@@ -1,7 +1,9 @@
 """The contract of codecs: waveform <-> codes at 12.5 Hz, whole or frame by frame."""
 
+import hashlib
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from mmspeech.config import CodecConfig, MimiConfig
@@ -20,6 +22,9 @@ class CodecTrainOut:
     codes: Tensor | None
     commitment: Tensor
     phone_logits: Tensor | None = None
+
+
+NOT_CODES = ("decoder", "upsample", "phone_head")  # parts of a codec that do not decide which codes a wave gets
 
 
 class Codec(nn.Module):
@@ -65,3 +70,16 @@ def build_codec(config: CodecConfig) -> Codec:
     from mmspeech.audio.spectral import SpectralCodec
 
     return SpectralCodec(**sizes)
+
+
+def codec_hash(codec: Codec) -> str:
+    """16 hex digits naming the codes of a codec: its encoder and quantiser, to half precision.
+
+    A retrained decoder keeps the hash, and so does storing the weights in half precision.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(codec.state_dict().items()):
+        if not name.startswith(NOT_CODES):
+            digest.update(name.encode())
+            digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

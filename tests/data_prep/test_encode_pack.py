@@ -15,7 +15,8 @@ from data_prep.check import check_shards
 from data_prep.encode import encode
 from data_prep.pack import pack
 from data_prep.steps import How
-from mmspeech.checkpoint import codec_hash, load_codec
+from mmspeech.audio.codec import codec_hash
+from mmspeech.checkpoint import load_codec
 from mmspeech.config import ConfigError
 from mmspeech.data.shards import ShardSet
 from mmspeech.types import Visual

@@ -3,7 +3,8 @@
 import pytest
 from made_up import made_up_call
 
-from mmspeech.checkpoint import codec_hash, load_model
+from mmspeech.audio.codec import codec_hash
+from mmspeech.checkpoint import load_model
 from mmspeech.data.shards import CodecStamp, write_shards
 from train.settings import TrainConfig
 

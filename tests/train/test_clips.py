@@ -7,7 +7,8 @@ import torch
 from clips import write_clip
 from made_up import made_up_call
 
-from mmspeech.checkpoint import codec_hash, load_model
+from mmspeech.audio.codec import codec_hash
+from mmspeech.checkpoint import load_model
 from mmspeech.data.shards import CodecStamp, write_shards
 from mmspeech.types import Visual
 from mmspeech.vision.window import windowed

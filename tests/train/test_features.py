@@ -10,7 +10,8 @@ from PIL import Image
 
 from data_prep.__main__ import app
 from data_prep.features import make_features
-from mmspeech.checkpoint import codec_hash, load_model
+from mmspeech.audio.codec import codec_hash
+from mmspeech.checkpoint import load_model
 from mmspeech.config import ConfigError
 from mmspeech.data.features import FeatureShards, FeatureWriter
 from mmspeech.data.shards import CodecStamp, write_shards

@@ -8,7 +8,8 @@ import soundfile
 from made_up import made_up_call
 from test_cli import mmspeech, talk
 
-from mmspeech.checkpoint import EMBEDDED, codec_hash, load_codec
+from mmspeech.audio.codec import codec_hash
+from mmspeech.checkpoint import EMBEDDED, load_codec
 from mmspeech.config import load_config
 from mmspeech.data.shards import CodecStamp, write_shards
 from train.lora import LORA
