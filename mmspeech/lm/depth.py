@@ -41,7 +41,7 @@ class StepLinear(nn.Module):
             weight = self._steps(0, self.weight.shape[0] if count is None else count)
             return F.linear(x, weight.flatten(0, 1)).unflatten(-1, weight.shape[:2]).transpose(0, 1)
         if x.shape[0] == 1:
-            return F.linear(x[0], self.weight[first])[None]
+            return F.linear(x, self.weight[first])
         return torch.bmm(x, self._steps(first, x.shape[0]).transpose(1, 2))
 
     def _steps(self, first: int, count: int) -> Tensor:

@@ -35,7 +35,7 @@ class Steps:
     """What all layers of one forward share.
 
     positions [B or 1, T]; turns: rotary factors or None. A stream has mask [B, 1, T, C], true where a query may look,
-    and slots [B, 1, T, 1]: where it writes its steps. Offline there are blocks when the window is shorter than the
+    and slots [B, 1, T, 1]: where it writes its steps; only the first C slots of the rings are read. Offline there are blocks when the window is shorter than the
     sequence, and otherwise the plain causal mask, which needs neither.
     """
 
@@ -81,8 +81,10 @@ def streaming_steps(
         )
     positions = offset[:, None] + torch.arange(num_steps, device=offset.device)
     last = positions[:, -1:]
+    # Slots that no row has reached yet need not be read; to know it on another device would mean to wait for it.
+    used = min(capacity, int(last.max()) + 1) if offset.device.type == "cpu" else capacity
     # A slot holds the newest position congruent to it; negative ones were never written.
-    held = last - (last - torch.arange(capacity, device=offset.device)) % capacity
+    held = last - (last - torch.arange(used, device=offset.device)) % capacity
     distance = positions[:, :, None] - held[:, None]
     mask = (distance >= 0) & (distance < context) & (held >= 0)[:, None]
     slots = (positions % capacity)[:, None, :, None]
@@ -122,7 +124,8 @@ class CausalSelfAttention(nn.Module):
             slots = steps.slots.expand_as(key)
             key = state.keys.scatter_(2, slots, key.detach().to(state.keys.dtype))
             value = state.values.scatter_(2, slots, value.detach().to(state.values.dtype))
-            query = query.to(key.dtype)
+            used = steps.mask.shape[-1]
+            query, key, value = query.to(key.dtype), key[:, :, :used], value[:, :, :used]
         if steps.blocks:
             parts = [
                 F.scaled_dot_product_attention(
