@@ -75,7 +75,8 @@ def talk(
 
         options = TalkOptions(
             audio=audio, out=out, image=image, video=video, fps=fps, voice=voice, role=role, model=model,
-            stereo=stereo, seed=seed, greedy=greedy, max_sec=max_sec, as_json=json_, plot=plot, device=device, tensor_parallel=tensor_parallel,
+            stereo=stereo, seed=seed, greedy=greedy, max_sec=max_sec, as_json=json_, plot=plot,
+            device=device, tensor_parallel=tensor_parallel,
         )  # fmt: skip
         run_talk(options)
 

@@ -156,9 +156,9 @@ class FrameGenerator:
         """Advance by one frame: user_codes [n, K] (-1: nothing) -> the next whole frame of the model, of n rows.
 
         The first n rows go on, those behind them stay as they are. `text_ids` [n] and `own_codes` [n, K] are taken in
-        place of what this step would draw where they are not negative (prompts); a step draws the codes of a frame that
-        are not delayed, and delayed codes of earlier ones. ValueError for other shapes. None is returned until a row has
-        a whole frame, which takes the largest delay; rows that have none yet hold -1 in text_ids and codes.
+        place of what this step would draw where they are not negative (prompts); a step draws what of a frame is not
+        delayed, and the delayed codes of earlier ones. ValueError for other shapes. None is returned until a row has a
+        whole frame, which takes the largest delay; rows that have none yet hold -1 in text_ids and codes.
         """
         layout, count = self.lm.layout, len(user_codes)
         if not 0 < count <= self.batch_size or user_codes.shape[1:] != (layout.num_codebooks,):
