@@ -115,6 +115,8 @@ class CallBatch:
         Returns how many frames it takes: 0 where the tokenizer has none of its letters.
         """
         ids = self.bundle.tokenizer.encode(text)[:max_pieces]
+        if not self.bundle.tokenizer.decode(ids):  # a lone space may be left
+            return 0
         if silent and self._silence is None:
             self._silence = silence_codes(self.bundle.codec)
         self._scripts[row].tell(ids, own=self._silence if silent else None)

@@ -73,7 +73,7 @@ class Prompt:
             own += [silence] * PAUSE_FRAMES
             text_ids += [pad_id] * len(own)
         if self.role:
-            if not bundle.tokenizer.encode(self.role):
+            if not bundle.tokenizer.decode(bundle.tokenizer.encode(self.role)):
                 raise PromptError(f"role {self.role[:40]!r}: no letter of it is in the model's alphabet")
             text_ids += bundle.tokenizer.encode(f"<system> {self.role} <system>") + [pad_id] * PAUSE_FRAMES
             own += [silence] * (len(text_ids) - len(own))
