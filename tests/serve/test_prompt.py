@@ -213,6 +213,14 @@ def test_what_one_call_is_told_others_do_not_feel(small_bundle):
     assert sum(told) == len(small_bundle.tokenizer.encode("the circle is red"))
 
 
+def test_what_was_told_ends_with_its_call(small_bundle):
+    calls = CallBatch(small_bundle, seed=2)
+    calls.tell("the circle is red", silent=True)
+    calls.step(torch.zeros(1, FRAME))
+    calls.begin(0, seed=2)
+    assert columns(calls, speech(8)) == columns(CallBatch(small_bundle, seed=2), speech(8))
+
+
 @pytest.mark.parametrize("delays", DELAYS)
 def test_scripts_know_all_delays(delays):
     """A prompt and then a silent tell, laid in steps: a code of frame f comes in step f + delay."""
