@@ -59,6 +59,8 @@ def talk(
         typer.Option(help='A clip to watch meanwhile, or a .json list of pictures: [[0.0, "a.png"], ...].'),
     ] = None,
     fps: Annotated[float, typer.Option(min=0.01, max=100, help="Frames of the clip shown per second.")] = 2.0,
+    voice: Annotated[Path | None, typer.Option(help="A sample of the voice to answer with, heard beforehand.")] = None,
+    role: Annotated[str | None, typer.Option(help="Who the model is, told beforehand.")] = None,
     model: Model = None,
     stereo: Annotated[bool, typer.Option("--stereo", help="Left the model, right the question.")] = False,
     seed: Seed = 0,
@@ -75,9 +77,9 @@ def talk(
         from mmspeech.commands.talk import TalkOptions, run_talk
 
         options = TalkOptions(
-            audio=audio, out=out, image=image, video=video, fps=fps, model=model, stereo=stereo, seed=seed,
-            greedy=greedy, max_sec=max_sec, as_json=json_, plot=plot, device=device, quantize=quantize,
-            tensor_parallel=tensor_parallel,
+            audio=audio, out=out, image=image, video=video, fps=fps, voice=voice, role=role, model=model,
+            stereo=stereo, seed=seed, greedy=greedy, max_sec=max_sec, as_json=json_, plot=plot, device=device,
+            quantize=quantize, tensor_parallel=tensor_parallel,
         )  # fmt: skip
         run_talk(options)
 

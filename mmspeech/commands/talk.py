@@ -19,6 +19,7 @@ from mmspeech.commands.common import check_device, check_output, followed, opene
 from mmspeech.config import GenerationConfig
 from mmspeech.frames import FRAME_SAMPLES, frames_to_seconds, samples_to_seconds
 from mmspeech.serve.eyes import FrameCounts
+from mmspeech.serve.prompt import Prompt
 from mmspeech.serve.session import ReplyWatch, Session, Transcript
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class TalkOptions:
     image: Path | None
     video: Path | None
     fps: float
+    voice: Path | None
+    role: str | None
     model: str | None
     stereo: bool
     seed: int
@@ -85,6 +88,9 @@ def run_talk(options: TalkOptions) -> None:
         check_output(options.plot, PLOT_SUFFIXES)
     check_device(options.device)
     question = read_audio(options.audio)[0]
+    prompt = None
+    if options.voice is not None or options.role is not None:
+        prompt = Prompt(options.role, options.voice)
     picture = None
     if options.image is not None:
         from mmspeech.vision.image import load_image
@@ -99,7 +105,7 @@ def run_talk(options: TalkOptions) -> None:
     console = Console(stderr=True)
     how = {"device": options.device, "tensor_parallel": options.tensor_parallel, "quantize": options.quantize}
     with opened_model(options.model, **how) as bundle:
-        session = Session(bundle, sampling, options.seed, picture)
+        session = Session(bundle, sampling, options.seed, picture, prompt=prompt)
         talk = listen_and_reply(session, question, max_sec=options.max_sec, console=console, timeline=timeline)
     write_wav(options.out, torch.stack([talk.reply, talk.question]) if options.stereo else talk.reply)
     if options.plot is not None:

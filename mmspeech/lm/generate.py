@@ -150,12 +150,15 @@ class FrameGenerator:
         self._empty_ring(rows)
 
     @torch.no_grad()
-    def step(self, user_codes: Tensor, *, text_ids: Tensor | None = None) -> FrameOut | None:
+    def step(
+        self, user_codes: Tensor, *, text_ids: Tensor | None = None, own_codes: Tensor | None = None
+    ) -> FrameOut | None:
         """Advance by one frame: user_codes [n, K] (-1: nothing) -> the next whole frame of the model, of n rows.
 
-        The first n rows go on, those behind them stay as they are. `text_ids` [n] forces the text token of this step
-        where it is not negative (prompts). None is returned until a row has a whole frame, which takes the largest
-        delay; rows that have none yet hold -1 in text_ids and codes.
+        The first n rows go on, those behind them stay as they are. `text_ids` [n] and `own_codes` [n, K] are taken in
+        place of what this step would draw where they are not negative (prompts); a step draws what of a frame is not
+        delayed, and the delayed codes of earlier ones. ValueError for other shapes. None is returned until a row has a
+        whole frame, which takes the largest delay; rows that have none yet hold -1 in text_ids and codes.
         """
         layout, count = self.lm.layout, len(user_codes)
         if not 0 < count <= self.batch_size or user_codes.shape[1:] != (layout.num_codebooks,):
@@ -163,6 +166,8 @@ class FrameGenerator:
                 f"user codes are {list(user_codes.shape)}, expected [{self.batch_size}, {layout.num_codebooks}] "
                 f"or fewer rows"
             )
+        if own_codes is not None and own_codes.shape != user_codes.shape:
+            raise ValueError(f"own codes are {list(own_codes.shape)}, expected {list(user_codes.shape)}")
         rows, window = self._first(count), self._first(count).window
         for pages in (window, rows.gates.transpose(1, 2)):
             pages[:, :, :-1] = pages[:, :, 1:].clone()
@@ -174,12 +179,13 @@ class FrameGenerator:
         text = self._choose(0, out.text_logits[:, 0])
         if text_ids is not None:
             text = torch.where(text_ids >= 0, text_ids, text)
+
+        def choose(k: int, logits: Tensor) -> Tensor:
+            ids = self._choose(k + 1, logits)
+            return ids if own_codes is None else torch.where(own_codes[:, k] >= 0, own_codes[:, k], ids)
+
         codes, depth_logits = self.lm.depth.sample(
-            out.hidden[:, 0],
-            text,
-            lambda k, logits: self._choose(k + 1, logits),
-            state=rows.depth,
-            count=layout.num_codebooks,
+            out.hidden[:, 0], text, choose, state=rows.depth, count=layout.num_codebooks
         )
         gate, layer_gates = out.gate[:, 0], out.layer_gates[:, 0]
         self.trace = StepTrace(out.hidden[:, 0], out.text_logits[:, 0], gate, layer_gates, depth_logits)

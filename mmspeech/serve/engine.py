@@ -11,6 +11,8 @@ from mmspeech.config import GenerationConfig
 from mmspeech.frames import FRAME_RATE_HZ, FRAME_SAMPLES, samples_to_seconds
 from mmspeech.nn.streaming import State
 from mmspeech.serve.eyes import FrameCounts, FrameInbox, check_sight, look
+from mmspeech.serve.prompt import PromptFrames, silence_codes
+from mmspeech.serve.script import Script, rehearsed
 from mmspeech.types import FrameOut
 
 if TYPE_CHECKING:
@@ -27,13 +29,15 @@ class CallOut:
     wave: [n, 1920] float32, to be played now. out: the model frames in it, or None while the delayed streams of all of
     them fill; until a call has a frame its wave is silence. start_sec: of each call, when the sound of its model frame
     begins on the clock of the call; it counts the delays of the streams and of the codec's decoder. frames: the number
-    of that model frame (negative: none yet).
+    of that model frame (negative: none yet, or one of the call's prompt). told: whether its text was put there (`tell`)
+    and is no word of the reply.
     """
 
     wave: Tensor
     out: FrameOut | None
     start_sec: list[float]
     frames: list[int]
+    told: list[bool]
 
 
 @dataclass
@@ -71,11 +75,23 @@ class CallBatch:
         self._inboxes = [FrameInbox() for _ in range(batch_size)]
         tower = bundle.model.tower
         self._window = None if tower is None else tower.init_state(batch_size)
+        self._scripts = [Script(self.generator.lm.layout) for _ in range(batch_size)]
+        self._silence: list[int] | None = None
 
-    def begin(self, row: int, *, sampling: GenerationConfig | None = None, seed: int = 0) -> None:
-        """A new call in place `row`: nothing of the one before is left. `sampling` None: the checkpoint's own."""
-        chosen = torch.zeros(self.batch_size, dtype=torch.bool)
-        chosen[row] = True
+    def begin(
+        self,
+        row: int,
+        *,
+        sampling: GenerationConfig | None = None,
+        seed: int = 0,
+        prompt: "PromptFrames | None" = None,
+    ) -> None:
+        """A new call in place `row`: nothing of the one before is left. `sampling` None: the checkpoint's own.
+
+        A `prompt` takes the next steps of that place, one for each of its frames: meanwhile nobody is heard there and
+        nothing is seen, what comes out is silence, and the call's clock stands still at 0.
+        """
+        chosen = self._chosen([row])
         sampling = self.bundle.config.generation if sampling is None else sampling
         sampler = self.generator.sampler
         seeds, samplings = list(sampler.seeds), list(sampler.settings)
@@ -85,6 +101,26 @@ class CallBatch:
         if self._window is not None:
             self._window.reset(chosen)
         self._inboxes[row] = FrameInbox()
+        self._scripts[row] = Script(self.generator.lm.layout, prompt)
+
+    def is_prompting(self, row: int) -> bool:
+        """Whether the next step of a call is one of its prompt."""
+        return self._scripts[row].is_prompting
+
+    def tell(self, text: str, row: int = 0, *, silent: bool = False, max_pieces: int | None = None) -> int:
+        """Put `text` into a call's inner monologue: its pieces, at most `max_pieces`, take the place of what the model
+        would write, one per frame from the next step on, behind what is still being told. They are marked as told. The
+        model goes on to speak meanwhile, unless `silent` makes it be still. May be called from any thread.
+
+        Returns how many frames it takes: 0 where the tokenizer has none of its letters.
+        """
+        ids = self.bundle.tokenizer.encode(text)[:max_pieces]
+        if not self.bundle.tokenizer.decode(ids):  # a lone space may be left
+            return 0
+        if silent and self._silence is None:
+            self._silence = silence_codes(self.bundle.codec)
+        self._scripts[row].tell(ids, own=self._silence if silent else None)
+        return len(ids)
 
     @property
     def frame_counts(self) -> list[FrameCounts]:
@@ -113,15 +149,14 @@ class CallBatch:
     def show(self, picture: "Picture", row: int, *, at_sec: float | None = None) -> None:
         """As `see`, for one call; the others go on as they are."""
         check_sight(self.bundle)
-        self._inboxes[row].put(picture, at_sec=at_sec, step=self.generator.steps[row])
+        self._inboxes[row].put(picture, at_sec=at_sec, step=max(0, self._step_of(row)))
 
     def forget(self, rows: Sequence[int] | None = None) -> None:
         """Those calls (None: all) see nothing from the next step on, until something is shown again."""
         chosen = range(self.batch_size) if rows is None else rows
         for row in chosen:
-            self._inboxes[row].clear(step=self.generator.steps[row])
-        forgetting = torch.zeros(self.batch_size, dtype=torch.bool)
-        forgetting[list(chosen)] = True
+            self._inboxes[row].clear(step=max(0, self._step_of(row)))
+        forgetting = self._chosen(list(chosen))
         self.generator.forget(forgetting)
         if self._window is not None:
             self._window.reset(forgetting.to(self.device))
@@ -132,8 +167,9 @@ class CallBatch:
         in place of what they would say, where not negative."""
         out = self.think(self.listen(pcm), text_ids=text_ids)
         rows = range(len(pcm))
-        starts_sec, frames = [self.start_sec(row) for row in rows], [self.generator.frame_of(row) for row in rows]
-        return CallOut(self.speak(out, len(pcm)), out, starts_sec, frames)
+        starts_sec, frames = [self.start_sec(row) for row in rows], [self.frame_of(row) for row in rows]
+        told = [self._scripts[row].told for row in rows]
+        return CallOut(self.speak(out, len(pcm)), out, starts_sec, frames, told)
 
     @torch.no_grad()
     def listen(self, pcm: Tensor) -> Tensor:
@@ -147,11 +183,20 @@ class CallBatch:
     def think(self, codes: Tensor, *, text_ids: Tensor | None = None) -> FrameOut | None:
         """The callers' codes [n, K] -> the model's next frames, None while all delayed streams fill."""
         self._look(len(codes))
-        return self.generator.step(codes, text_ids=None if text_ids is None else text_ids.to(self.device))
+        text_ids = None if text_ids is None else text_ids.to(self.device)
+        scripts = self._scripts[: len(codes)]
+        prompting = [script.is_prompting for script in scripts]
+        codes, text_ids, own_codes = rehearsed([script.next() for script in scripts], codes, text_ids)
+        out = self.generator.step(codes, text_ids=text_ids, own_codes=own_codes)
+        ended = [row for row, before in enumerate(prompting) if before and not scripts[row].is_prompting]
+        if ended:
+            # What came in during the prompt was not heard: the caller's first frame follows on nothing.
+            self.codec_rows.encoder.reset(self._chosen(ended))
+        return out
 
     def _look(self, count: int) -> None:
         """Take in the pictures of the first calls whose time has come."""
-        steps = self.generator.steps
+        steps = [self._step_of(row) for row in range(count)]
         taken = {row: inbox.take(step=steps[row]) for row, inbox in enumerate(self._inboxes[:count])}
         due = {row: picture for row, picture in taken.items() if picture is not None}
         if due:
@@ -166,12 +211,10 @@ class CallBatch:
             return torch.zeros(count, FRAME_SAMPLES)
         wave = self.bundle.codec.decode(out.codes.clamp(min=0)[:, :, None], state=self._first(count).decoder)
         wave = wave[:, 0].float().cpu()
-        silent = [row for row in range(count) if self.generator.frame_of(row) < 0]
+        silent = [row for row in range(count) if self.frame_of(row) < 0]
         if silent:
             # Their decoders have heard nothing yet.
-            waiting = torch.zeros(self.batch_size, dtype=torch.bool)
-            waiting[silent] = True
-            self.codec_rows.decoder.reset(waiting)
+            self.codec_rows.decoder.reset(self._chosen(silent))
             wave[silent] = 0.0
         return wave
 
@@ -179,6 +222,20 @@ class CallBatch:
         if count not in self._first_codec_rows:
             self._first_codec_rows[count] = self.codec_rows.first(count)
         return self._first_codec_rows[count]
+
+    def _chosen(self, rows: Sequence[int]) -> Tensor:
+        """[B] bool: true at those rows."""
+        chosen = torch.zeros(self.batch_size, dtype=torch.bool)
+        chosen[list(rows)] = True
+        return chosen
+
+    def _step_of(self, row: int) -> int:
+        """The number of a call's next step on its own clock; negative while its prompt lasts."""
+        return self.generator.steps[row] - self._scripts[row].prompt_steps
+
+    def frame_of(self, row: int) -> int:
+        """The number of the model frame that the latest step gave of a call; negative: none of the call yet."""
+        return self.generator.frame_of(row) - self._scripts[row].prompt_steps
 
     def state_tensors(self) -> list[Tensor]:
         """All that the calls remember between steps: of codec and speech LM, and what is seen."""
@@ -189,7 +246,7 @@ class CallBatch:
     def start_sec(self, row: int) -> float:
         """When the sound of the frame given by the latest step of a call begins, on the clock of the call."""
         delay_sec = samples_to_seconds(self.bundle.codec.decoder_delay_samples)
-        return (self.generator.steps[row] - 1) / FRAME_RATE_HZ + delay_sec
+        return max(0, self._step_of(row) - 1) / FRAME_RATE_HZ + delay_sec
 
 
 def settle_threads(model: nn.Module, *, num_processes: int = 1) -> None:

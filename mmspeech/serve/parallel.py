@@ -118,10 +118,12 @@ class SplitGenerator(FrameGenerator):
             self._lead.tell("reset", self.key, rows, seeds, None if samplings is None else _plain(samplings))
         super().reset(rows, seeds=seeds, samplings=samplings)
 
-    def step(self, user_codes: Tensor, *, text_ids: Tensor | None = None) -> FrameOut | None:
-        self._lead.tell("step", self.key, user_codes, text_ids)
+    def step(
+        self, user_codes: Tensor, *, text_ids: Tensor | None = None, own_codes: Tensor | None = None
+    ) -> FrameOut | None:
+        self._lead.tell("step", self.key, user_codes, text_ids, own_codes)
         with self._lead.together():
-            return super().step(user_codes, text_ids=text_ids)
+            return super().step(user_codes, text_ids=text_ids, own_codes=own_codes)
 
 
 def _plain(samplings: Sequence[GenerationConfig]) -> list[dict[str, Any]]:
@@ -204,8 +206,8 @@ class Follower:
         options = None if samplings is None else [GenerationConfig.model_validate(sampling) for sampling in samplings]
         self.things[key].reset(rows, seeds=seeds, samplings=options)
 
-    def _step(self, key: int, user_codes: Tensor, text_ids: Tensor | None) -> None:
-        self.things[key].step(user_codes, text_ids=text_ids)
+    def _step(self, key: int, user_codes: Tensor, text_ids: Tensor | None, own_codes: Tensor | None) -> None:
+        self.things[key].step(user_codes, text_ids=text_ids, own_codes=own_codes)
 
 
 @contextlib.contextmanager

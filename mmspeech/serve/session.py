@@ -10,6 +10,8 @@ from mmspeech.config import GenerationConfig
 from mmspeech.frames import FRAME_RATE_HZ
 from mmspeech.serve.engine import CallBatch, CallOut
 from mmspeech.serve.eyes import FrameCounts
+from mmspeech.serve.prompt import Prompt
+from mmspeech.serve.tools import ToolCalls, Tools
 from mmspeech.vision.image import load_image
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ class StepOut:
     pcm: [1920] float32, to be played now. text: the text piece of the model frame in it, None for silence or padding.
     gate: 0..1, how far the eyes were open when that piece was chosen. frame: index of the model frame (-1 while the
     delayed streams fill). start_sec: when the sound of that frame begins, on the clock of the call. heard: [1920], what
-    the caller said in this step.
+    the caller said in this step. told: a piece of text that was put there (`tell`) in place of the model's own.
     """
 
     pcm: Tensor
@@ -35,12 +37,14 @@ class StepOut:
     frame: int
     start_sec: float
     heard: Tensor
+    told: str | None = None
 
 
 class Session:
     """One full-duplex call: give it 1920 samples of the caller at a time, play what it returns.
 
-    `picture` is seen from the start (ImageError when it cannot be read); `see` shows others later.
+    `picture` is seen from the start (ImageError when it cannot be read); `see` shows others later. `prompt` gives the
+    model a voice and a role before the call begins; `tools` are called when the reply matches their patterns.
     """
 
     def __init__(
@@ -49,9 +53,18 @@ class Session:
         sampling: GenerationConfig | None = None,
         seed: int = 0,
         picture: "Picture | None" = None,
+        *,
+        prompt: Prompt | None = None,
+        tools: Tools | None = None,
     ):
         self._calls = CallBatch(bundle, batch_size=1, sampling=sampling, seed=seed)
         self._text = TextReader(bundle)
+        self._tools = None if tools is None else ToolCalls(tools)
+        if prompt is not None:
+            self._calls.begin(0, sampling=sampling, seed=seed, prompt=prompt.frames(bundle))
+            nobody = torch.full((1, bundle.codec.num_codebooks), -1, device=self._calls.device)
+            while self._calls.is_prompting(0):
+                self._calls.think(nobody)
         if picture is not None:
             self.see(load_image(picture))
 
@@ -77,7 +90,18 @@ class Session:
 
     def step(self, pcm: Tensor) -> StepOut:
         """Advance by one frame: pcm [1920] float at 24 kHz, what the caller said in these 80 ms."""
-        return self._text.step_of(self._calls.step(pcm[None]), 0, heard=pcm)
+        for result in () if self._tools is None else self._tools.results():
+            self._calls.tell(result, max_pieces=self._tools.max_pieces)
+        out = self._text.step_of(self._calls.step(pcm[None]), 0, heard=pcm)
+        if self._tools is not None:
+            self._tools.hear(out.text)
+        return out
+
+    def tell(self, text: str, *, silent: bool = False) -> int:
+        """Let the model know something: `text` becomes part of what it writes to itself, one piece per frame from the
+        next step on, and is reported as `told`, not as spoken words. `silent`: it says nothing meanwhile. May be called
+        from any thread. Returns how many frames that takes: 0 where the tokenizer has none of its letters."""
+        return self._calls.tell(text, silent=silent)
 
 
 class TextReader:
@@ -93,6 +117,8 @@ class TextReader:
         if result.out is None or frame < 0:
             return StepOut(wave, None, 0.0, -1, start_sec, heard)
         text, gate = self.piece(int(result.out.text_ids[row])), float(result.out.gate[row])
+        if result.told[row]:
+            return StepOut(wave, None, gate, frame, start_sec, heard, told=text)
         return StepOut(wave, text, gate, frame, start_sec, heard)
 
     def piece(self, text_id: int) -> str | None:

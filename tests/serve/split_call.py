@@ -26,7 +26,7 @@ GREEDY = GenerationConfig(text_temperature=0, audio_temperature=0)
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (64, 64), "blue")
 PICTURES = {3: (RED, None), 40: (RED, BLUE), 90: (BLUE, RED), 150: (None, None), 170: (None, BLUE)}
 CLIP_AT = 50  # shown to the first call alone: more frames than a model remembers
-AGAIN_AT, ACCIDENT_AT = 120, 20
+AGAIN_AT, ACCIDENT_AT, TOLD_AT = 120, 20, 30
 
 
 def record(bundle, num_frames: int, clip: Path, accident=None) -> dict[str, torch.Tensor]:
@@ -42,6 +42,8 @@ def record(bundle, num_frames: int, clip: Path, accident=None) -> dict[str, torc
         clip_sec = frames_to_seconds(index - CLIP_AT)
         for at_sec, picture in [] if timeline is None else timeline.due(clip_sec):
             calls.show(picture, 0, at_sec=at_sec + frames_to_seconds(CLIP_AT))
+        if index == TOLD_AT:
+            calls.tell("the circle is red", 1, silent=True)
         if index == AGAIN_AT:
             calls.generator.reset(torch.tensor([False, True]), seeds=[0, 5])
         if index == ACCIDENT_AT and accident is not None:
