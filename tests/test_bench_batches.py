@@ -23,6 +23,8 @@ def test_a_configuration_alone_can_be_timed(configuration, tmp_path):
     found = json.loads(out.read_text())
     assert found["how"]["weights"] == "random" and found["how"]["frames"] == 10
     assert [row["calls"] for row in found["rows"]] == [1, 3]
+    bound = found["how"]["roofline"]
+    assert 0 < bound["weights_gb"] < 0.01 and bound["copy_gb_per_sec"] > 0.1 and bound["least_ms"] > 0
     for row in found["rows"]:
         assert all(0 < times["p50"] <= times["p99"] for times in row["ms"].values()), row
 

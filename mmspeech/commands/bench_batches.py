@@ -2,6 +2,7 @@
 `--random-weights` for a model of which only the configuration is here."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmspeech.commands.bench import PARTS, call_with_pictures, sound, summarise, timed_frame
+from mmspeech.commands.bench_reference import moshi_installed, roofline, time_beside_moshi
 from mmspeech.commands.common import check_device, check_output, whole_file
 from mmspeech.config import ConfigError, ModelConfig, parse_config, read_mapping
 from mmspeech.frames import FRAME_RATE_HZ
@@ -43,9 +45,38 @@ def run_bench_batches(
     told = f"{bundle.config.name}, {how['weights']} weights, {how['dtype']}, {where}, {num_frames} frames"
     console.print(told, highlight=False)
     console.print(_table(rows))
+    how |= _against(bundle, sizes[0], rows[0], num_frames, console)
     if out is not None:
         with whole_file(out) as temporary:
             temporary.write_text(json.dumps({"how": how, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+def _against(bundle: "Bundle", size: int, row: dict[str, Any], num_frames: int, console: Console) -> dict[str, Any]:
+    """Print and return what the first row's step of the language model is measured against."""
+    bound = roofline(bundle.model)
+    share = bound.least_ms / row["ms"]["think"]["p50"]
+    console.print(
+        f"think reads {bound.weights_gb:.3f} GB of weights; a copy runs at {bound.copy_gb_per_sec:.1f} GB/s here: at "
+        f"least {bound.least_ms:.2f} ms a step, {100 * share:.0f} % of what {size} calls take",
+        highlight=False,
+    )
+    told: dict[str, Any] = {"roofline": {**asdict(bound), "least_ms": bound.least_ms, "share": share}}
+    if not moshi_installed():
+        console.print("(with the package moshi installed, its LMGen is timed here, too)", style="dim")
+        return told
+    try:
+        times = time_beside_moshi(bundle.model, batch_size=size, num_steps=num_frames)
+    except ConfigError as error:
+        console.print(f"not timed beside moshi's LMGen: {error}", highlight=False, soft_wrap=True)
+        return told
+    told["beside_moshi_ms"] = {name: summarise(values) for name, values in times.items()}
+    ours, theirs = (told["beside_moshi_ms"][name] for name in ("ours", "moshi"))
+    console.print(
+        f"language model alone, {size} calls, in turns: ours p50 {ours['p50']:.2f} ms, p99 {ours['p99']:.2f}; "
+        f"moshi's LMGen p50 {theirs['p50']:.2f}, p99 {theirs['p99']:.2f}; {theirs['p50'] / ours['p50']:.2f} times ours",
+        highlight=False,
+    )
+    return told
 
 
 def _sizes(batches: str) -> list[int]:

@@ -1,22 +1,25 @@
-"""The moshi package's LMGen beside our generator: the same weights, codes, device and precision, stepped in turns."""
+"""What a step is measured against: the time to read its weights, and the moshi package's LMGen with the same ones."""
 
 import os
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmspeech.config import ConfigError, GenerationConfig, ModelConfig
 from mmspeech.formats.groups import export_tensors
 from mmspeech.formats.kyutai_keys import moshi_groups
 from mmspeech.formats.moshi_config import config_to_moshi
+from mmspeech.lm.depth import StepLinear
 from mmspeech.lm.generate import FrameGenerator
 
 if TYPE_CHECKING:
     from mmspeech.lm.model import DuplexLM, VisionSpeechModel
 
 _WARM_UP_STEPS = 8
+_COPY_BYTES = 1 << 28
 
 
 def moshi_installed() -> bool:
@@ -24,6 +27,36 @@ def moshi_installed() -> bool:
     from importlib.util import find_spec
 
     return find_spec("moshi") is not None
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """weights_gb: read in a step of the language model; copy_gb_per_sec: of memory here, read and written;
+    least_ms: how long reading alone takes."""
+
+    weights_gb: float
+    copy_gb_per_sec: float
+
+    @property
+    def least_ms(self) -> float:
+        return 1000 * self.weights_gb / self.copy_gb_per_sec
+
+
+def roofline(model: "VisionSpeechModel") -> Roofline:
+    """From the bytes of the matrices that a step multiplies with (keys and values are not counted), and a copy of
+    _COPY_BYTES, measured here and now."""
+    lm = model.lm
+    share = lm.config.num_codebooks / lm.config.depth_steps
+    read = 0.0
+    for name, module in lm.named_modules():
+        if isinstance(module, nn.Linear | StepLinear) and not name.endswith("kv_proj"):  # made once for each picture
+            size = module.weight.numel() * module.weight.element_size()
+            read += size * (share if isinstance(module, StepLinear) else 1.0)
+    device = next(model.parameters()).device
+    source = torch.ones(_COPY_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    spent = [_timed(lambda: target.copy_(source), device)[1] for _ in range(8)]
+    return Roofline(read / 1e9, 2 * _COPY_BYTES / min(spent) / 1e9)
 
 
 @torch.no_grad()

@@ -35,8 +35,8 @@ class Steps:
     """What all layers of one forward share.
 
     positions [B or 1, T]; turns: rotary factors or None. A stream has mask [B, 1, T, C], true where a query may look,
-    and slots [B, 1, T, 1]: where it writes its steps; only the first C slots of the rings are read. Offline there are blocks when the window is shorter than the
-    sequence, and otherwise the plain causal mask, which needs neither.
+    and slots [B, 1, T, 1]: where it writes its steps; only the first C slots of the rings are read. Offline there are
+    blocks when the window is shorter than the sequence, and otherwise the plain causal mask, which needs neither.
     """
 
     positions: Tensor
