@@ -85,6 +85,20 @@ def talk(
 
 
 @app.command()
+def transcribe(
+    audio: Annotated[Path, typer.Argument(help="A recording: wav, flac, ogg, mp3 ..., any rate, any channels.")],
+    model: Annotated[str, typer.Option(help="Kyutai's speech to text: directory or hub id.")] = "kyutai/stt-1b-en_fr",
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object a word, as soon as it is known.")] = False,
+    device: Device = "cpu",
+) -> None:
+    """The words of a recording with their times, by a delayed-streams speech to text model."""
+    with _reported():
+        from mmspeech.commands.transcribe import run_transcribe
+
+        run_transcribe(audio, model, as_json=json_, device=device)
+
+
+@app.command()
 def info(
     model: Annotated[str | None, typer.Argument(help="Checkpoint, hub id or configuration file.")] = None,
 ) -> None:

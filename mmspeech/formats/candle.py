@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmspeech.checkpoint import read_tensors
 from mmspeech.config import ConfigError, ModelConfig
-from mmspeech.formats.groups import Converted, ConvertError, Shape, import_tensors
+from mmspeech.formats.groups import Converted, ConvertError, Shape, import_tensors, shapes_of
 from mmspeech.formats.kyutai_keys import candle_groups
 from mmspeech.formats.mimi import KYUTAI_FILES, read_mimi_beside
 from mmspeech.formats.moshi_config import config_from_moshi, settings_of_shapes
@@ -57,7 +57,7 @@ def read_candle(file: Path) -> Converted:
         config = config_from_kyutai(told, source=str(file))
     else:
         config = config_from_moshi(settings, source=str(file))
-    weights = import_tensors(_shaped(tensors, config), candle_groups(config), config, source=file)
+    weights = import_tensors(_shaped(tensors, config), candle_groups(config), shapes_of(config), source=file)
     mimi = sorted(file.parent.glob(KYUTAI_FILES))
     tokenizers = sorted(file.parent.glob("tokenizer*.model"))
     codec = read_mimi_beside(mimi[0], config.codec) if mimi else {}

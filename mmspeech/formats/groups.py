@@ -64,9 +64,9 @@ def weights_file(path: Path, name: str) -> Path:
 
 
 def import_tensors(
-    tensors: dict[str, Tensor], groups: Iterable[Group], config: ModelConfig, *, source: str | Path
+    tensors: dict[str, Tensor], groups: Iterable[Group], shapes: dict[str, Shape], *, source: str | Path
 ) -> dict[str, Tensor]:
-    """Their tensors -> our state dict; a CheckpointError names every key that does not fit.
+    """Their tensors -> our state dict, whose `shapes` these are; a CheckpointError names every key that does not fit.
 
     `tensors` is emptied on the way, so that no more than one group is held twice.
     """
@@ -74,11 +74,16 @@ def import_tensors(
     _drop_copies(tensors, groups, source=source)
     theirs = {key: torch.empty(shape, device="meta") for group in groups for key, shape in group.theirs.items()}
     check_keys(theirs, tensors, source=source)
-    shapes = _our_shapes(config)
     ours: dict[str, Tensor] = {}
     for group in groups:
         ours |= repack([tensors.pop(key) for key in group.theirs], {name: shapes[name] for name in group.ours})
     return ours
+
+
+def shapes_of(config: ModelConfig) -> dict[str, Shape]:
+    """The state dict of a model that has no weights yet."""
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in VisionSpeechModel(config).state_dict().items()}
 
 
 def export_tensors(state: dict[str, Tensor], groups: Iterable[Group], *, copies: bool = False) -> dict[str, Tensor]:
@@ -119,8 +124,3 @@ def _drop_copies(tensors: dict[str, Tensor], groups: list[Group], *, source: str
                 again = tensors.pop(other)
                 if not torch.equal(tensors.setdefault(name, again), again):
                     raise ConvertError(f"{source}: {name} and {other} differ, but they are one shared tensor")
-
-
-def _our_shapes(config: ModelConfig) -> dict[str, Shape]:
-    with torch.device("meta"):
-        return {name: tuple(value.shape) for name, value in VisionSpeechModel(config).state_dict().items()}

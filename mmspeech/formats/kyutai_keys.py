@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from mmspeech.config import ModelConfig
+from mmspeech.config import ModelConfig, TransformerConfig
 from mmspeech.formats.groups import Group, Shape, same
+from mmspeech.lm.listener import ListenerConfig
 from mmspeech.lm.model import looking_layers, source_dim
 
 LAYER = "llm.transformer.layers"
@@ -65,28 +66,42 @@ def _sliced(group: Group, steps: int) -> Group:
 def moshivis_groups(config: ModelConfig) -> Iterator[Group]:
     """Every tensor of the language model, the adapters and the projector."""
     lm = config.lm
-    dim = lm.temporal.dim
-    audio_rows = lm.audio_card + 1
-    temporal = "lm.temporal"
-    yield same(f"{temporal}.text_emb.weight", "llm.text_emb.weight", (lm.text_card + 1, dim))
-    yield Group(
-        (f"{temporal}.audio_emb.weight",),
-        {f"audio_emb.{k}.weight": (audio_rows, dim) for k in range(2 * lm.num_codebooks)},
-    )
-    yield from _norm(f"{temporal}.out_norm", "llm.out_norm", dim, lm.temporal.norm)
-    yield same(f"{temporal}.text_linear.weight", "llm.text_linear.weight", (lm.text_card, dim))
-    for n in range(lm.temporal.num_layers):
-        ours, theirs, inner = f"{temporal}.transformer.layers.{n}", f"{LAYER}.{n}", lm.temporal.ffn_dim
-        yield from _norm(f"{ours}.norm1", f"{theirs}.norm1", dim, lm.temporal.norm)
-        yield from _norm(f"{ours}.norm2", f"{theirs}.norm2", dim, lm.temporal.norm)
-        yield same(f"{ours}.self_attn.in_proj.weight", f"{theirs}.self_attn.in_proj_weight", (3 * dim, dim))
-        yield same(f"{ours}.self_attn.out_proj.weight", f"{theirs}.self_attn.out_proj.weight", (dim, dim))
-        yield same(f"{ours}.ffn.linear_in.weight", f"{theirs}.gating.linear_in.weight", (2 * inner, dim))
-        yield same(f"{ours}.ffn.linear_out.weight", f"{theirs}.gating.linear_out.weight", (dim, inner))
+    cards = {"text_card": lm.text_card, "audio_card": lm.audio_card, "num_streams": 2 * lm.num_codebooks}
+    yield from temporal_groups(lm.temporal, ours="lm.temporal", **cards)
     yield from _depth_keys(config)
     if lm.fusion is not None:
         yield from _fusion_keys(config)
         yield from _projector_keys(config)
+
+
+def listener_groups(config: ListenerConfig) -> Iterator[Group]:
+    """The table of the moshi package's files of a model that only listens (see lm.listener)."""
+    cards = {"text_card": config.text_card, "audio_card": config.audio_card, "num_streams": config.num_codebooks}
+    for group in temporal_groups(config.temporal, ours="temporal", **cards):
+        yield _renamed(group, PLAIN_RULES)
+    shape = (config.extra_head_dim, config.temporal.dim)
+    for k in range(config.num_extra_heads):
+        yield same(f"extra_heads.{k}.weight", f"extra_heads.{k}.weight", shape)
+
+
+def temporal_groups(
+    options: TransformerConfig, *, ours: str, text_card: int, audio_card: int, num_streams: int
+) -> Iterator[Group]:
+    """The temporal transformer with its embeddings and text head; `ours`: what it is called in our state dict."""
+    dim, inner = options.dim, options.ffn_dim
+    yield same(f"{ours}.text_emb.weight", "llm.text_emb.weight", (text_card + 1, dim))
+    streams = {f"audio_emb.{k}.weight": (audio_card + 1, dim) for k in range(num_streams)}
+    yield Group((f"{ours}.audio_emb.weight",), streams)
+    yield from _norm(f"{ours}.out_norm", "llm.out_norm", dim, options.norm)
+    yield same(f"{ours}.text_linear.weight", "llm.text_linear.weight", (text_card, dim))
+    for n in range(options.num_layers):
+        own, theirs = f"{ours}.transformer.layers.{n}", f"{LAYER}.{n}"
+        yield from _norm(f"{own}.norm1", f"{theirs}.norm1", dim, options.norm)
+        yield from _norm(f"{own}.norm2", f"{theirs}.norm2", dim, options.norm)
+        yield same(f"{own}.self_attn.in_proj.weight", f"{theirs}.self_attn.in_proj_weight", (3 * dim, dim))
+        yield same(f"{own}.self_attn.out_proj.weight", f"{theirs}.self_attn.out_proj.weight", (dim, dim))
+        yield same(f"{own}.ffn.linear_in.weight", f"{theirs}.gating.linear_in.weight", (2 * inner, dim))
+        yield same(f"{own}.ffn.linear_out.weight", f"{theirs}.gating.linear_out.weight", (dim, inner))
 
 
 def _depth_keys(config: ModelConfig) -> Iterator[Group]:

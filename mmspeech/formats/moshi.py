@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmspeech.checkpoint import read_tensors, write_tensors
 from mmspeech.config import ModelConfig, read_mapping
-from mmspeech.formats.groups import Converted, export_tensors, import_tensors, weights_file
+from mmspeech.formats.groups import Converted, export_tensors, import_tensors, shapes_of, weights_file
 from mmspeech.formats.kyutai_keys import moshi_groups
 from mmspeech.formats.lora import merge_lora
 from mmspeech.formats.mimi import MIMI, read_mimi_beside
@@ -56,7 +56,7 @@ def read_moshi(path: str | Path, *, lora: Path | None = None) -> Converted:
         merge_lora(tensors, lora, scaling=data.get("lora_scaling"))
     told = data if "n_q" in data or "dim" in data else _sizes(tensors) | data
     config = config_from_moshi(told, source=str(path / CONFIG if data else file))
-    weights = import_tensors(tensors, moshi_groups(config), config, source=file)
+    weights = import_tensors(tensors, moshi_groups(config), shapes_of(config), source=file)
     tokenizer = path / (data.get("tokenizer_name") or TOKENIZER)
     codec = read_mimi_beside(path / (data.get("mimi_name") or MIMI), config.codec)
     marks = {SPLIT_MARK: "true"} if split else {}

@@ -11,7 +11,16 @@ from torch import Tensor
 from mmspeech.audio.codec import build_codec
 from mmspeech.checkpoint import build_empty, load_weights, read_tensors, write_tensors
 from mmspeech.config import LMConfig, ModelConfig, parse_config, read_mapping
-from mmspeech.formats.groups import Converted, ConvertError, Group, export_tensors, import_tensors, same, weights_file
+from mmspeech.formats.groups import (
+    Converted,
+    ConvertError,
+    Group,
+    export_tensors,
+    import_tensors,
+    same,
+    shapes_of,
+    weights_file,
+)
 from mmspeech.formats.mimi import (
     config_from_transformers,
     config_to_transformers,
@@ -45,7 +54,7 @@ def read_transformers_moshi(path: str | Path) -> Converted:
     tensors = _read_parts(path)
     tensors.pop("decoder.model.rotary_emb.inv_freq", None)
     codec = {key.removeprefix(CODEC_PREFIX): tensors.pop(key) for key in list(tensors) if key.startswith(CODEC_PREFIX)}
-    weights = import_tensors(_pack(tensors, config.lm), _groups(config), config, source=path)
+    weights = import_tensors(_pack(tensors, config.lm), _groups(config), shapes_of(config), source=path)
     state = {}
     if codec:
         mimi = build_empty(lambda: build_codec(config.codec))

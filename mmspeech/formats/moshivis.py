@@ -7,7 +7,15 @@ from torch import Tensor
 
 from mmspeech.checkpoint import read_tensors, write_tensors
 from mmspeech.config import ModelConfig, read_mapping
-from mmspeech.formats.groups import Converted, ConvertError, export_tensors, has_copies, import_tensors, weights_file
+from mmspeech.formats.groups import (
+    Converted,
+    ConvertError,
+    export_tensors,
+    has_copies,
+    import_tensors,
+    shapes_of,
+    weights_file,
+)
 from mmspeech.formats.kyutai_keys import moshivis_groups
 from mmspeech.formats.mimi import MIMI, read_mimi_beside
 from mmspeech.formats.moshivis_config import config_from_kyutai, config_to_kyutai
@@ -31,7 +39,7 @@ def read_moshivis(path: str | Path) -> Converted:
     tower = {key: tensors.pop(key) for key in list(tensors) if key.startswith(TOWER_PREFIX)}
     groups = list(moshivis_groups(config))
     marks = {COPIES_MARK: "true"} if has_copies(tensors, groups) else {}
-    weights = import_tensors(tensors, groups, config, source=file)
+    weights = import_tensors(tensors, groups, shapes_of(config), source=file)
     tokenizer = path / data.get("text_tokenizer", TOKENIZER)
     codec = read_mimi_beside(path / data.get("mimi_codec", MIMI), config.codec)
     return Converted(config, weights, tower, codec, tokenizer if tokenizer.is_file() else None, marks)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from mmspeech.config import ConfigError, FusionConfig, GenerationConfig, LMConfig, ModelConfig, TransformerConfig
 from mmspeech.lm.depth import DepthTransformer
 from mmspeech.lm.generate import FrameGenerator
-from mmspeech.lm.temporal import LMOut, TemporalTransformer
+from mmspeech.lm.temporal import LMOut, TemporalTransformer, build_temporal
 from mmspeech.nn.cross_attention import Fusion
-from mmspeech.nn.transformer import Transformer, TransformerState
+from mmspeech.nn.transformer import TransformerState
 from mmspeech.tokens.streams import StreamLayout
 from mmspeech.types import VisualContext
 from mmspeech.vision.projector import build_projector
@@ -180,29 +180,9 @@ def push_directory(path: Path, repo_id: str, *, private: bool = False, token: st
 
 
 def _build_temporal(config: LMConfig) -> TemporalTransformer:
-    options = config.temporal
-    transformer = Transformer(
-        dim=options.dim,
-        num_heads=options.num_heads,
-        num_layers=options.num_layers,
-        ffn_dim=options.ffn_dim,
-        context=options.context,
-        norm=options.norm,
-        norm_eps=options.norm_eps,
-        max_period=options.max_period,
-        gated_ffn=options.gated_ffn,
-        layer_scale=options.layer_scale,
-    )
-    return TemporalTransformer(
-        text_card=config.text_card,
-        audio_card=config.audio_card,
-        num_audio_streams=2 * config.num_codebooks,
-        dim=options.dim,
-        transformer=transformer,
-        fusion=None if config.fusion is None else _build_fusion(config.fusion, options),
-        norm=options.norm,
-        norm_eps=options.norm_eps,
-    )
+    fusion = None if config.fusion is None else _build_fusion(config.fusion, config.temporal)
+    cards = {"text_card": config.text_card, "audio_card": config.audio_card}
+    return build_temporal(config.temporal, num_audio_streams=2 * config.num_codebooks, fusion=fusion, **cards)
 
 
 def _build_fusion(config: FusionConfig, temporal: TransformerConfig) -> Fusion:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmspeech.config import TransformerConfig
 from mmspeech.nn.cross_attention import Fusion
 from mmspeech.nn.layers import build_norm
 from mmspeech.nn.transformer import Transformer, TransformerState
@@ -123,3 +124,31 @@ class TemporalTransformer(nn.Module):
         x = self.transformer(x, state=state, between=between)
         layer_gates = torch.stack([*opened.values()], dim=-1) if opened else gate.new_zeros(*gate.shape, 0)
         return x, gate / min(GATE_REPORT_LAYERS, num_layers), layer_gates
+
+
+def build_temporal(
+    options: TransformerConfig, *, text_card: int, audio_card: int, num_audio_streams: int, fusion: Fusion | None = None
+) -> TemporalTransformer:
+    """The temporal transformer that a configuration describes, with fresh weights."""
+    transformer = Transformer(
+        dim=options.dim,
+        num_heads=options.num_heads,
+        num_layers=options.num_layers,
+        ffn_dim=options.ffn_dim,
+        context=options.context,
+        norm=options.norm,
+        norm_eps=options.norm_eps,
+        max_period=options.max_period,
+        gated_ffn=options.gated_ffn,
+        layer_scale=options.layer_scale,
+    )
+    return TemporalTransformer(
+        text_card=text_card,
+        audio_card=audio_card,
+        num_audio_streams=num_audio_streams,
+        dim=options.dim,
+        transformer=transformer,
+        fusion=fusion,
+        norm=options.norm,
+        norm_eps=options.norm_eps,
+    )
