@@ -31,7 +31,10 @@ def same(first: dict, second: dict) -> bool:
 
 
 def run_killed(config) -> None:
-    process = multiprocessing.get_context("fork").Process(target=train, args=(config,), kwargs={"sample": kill})
+    # From a server that has trained nothing: autograd refuses to work in a fork of a process where it has threads.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train.recipe"])
+    process = context.Process(target=train, args=(config,), kwargs={"sample": kill})
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
