@@ -88,20 +88,26 @@ def temporal_groups(
     options: TransformerConfig, *, ours: str, text_card: int, audio_card: int, num_streams: int
 ) -> Iterator[Group]:
     """The temporal transformer with its embeddings and text head; `ours`: what it is called in our state dict."""
-    dim, inner = options.dim, options.ffn_dim
+    dim = options.dim
     yield same(f"{ours}.text_emb.weight", "llm.text_emb.weight", (text_card + 1, dim))
     streams = {f"audio_emb.{k}.weight": (audio_card + 1, dim) for k in range(num_streams)}
     yield Group((f"{ours}.audio_emb.weight",), streams)
-    yield from _norm(f"{ours}.out_norm", "llm.out_norm", dim, options.norm)
+    yield from norm_groups(f"{ours}.out_norm", "llm.out_norm", dim, options.norm)
     yield same(f"{ours}.text_linear.weight", "llm.text_linear.weight", (text_card, dim))
+    yield from temporal_layer_groups(options, ours=f"{ours}.transformer.layers", theirs=LAYER)
+
+
+def temporal_layer_groups(options: TransformerConfig, *, ours: str, theirs: str) -> Iterator[Group]:
+    """The layers of the temporal transformer, called `ours`.0 and so on in our state dict."""
+    dim, inner = options.dim, options.ffn_dim
     for n in range(options.num_layers):
-        own, theirs = f"{ours}.transformer.layers.{n}", f"{LAYER}.{n}"
-        yield from _norm(f"{own}.norm1", f"{theirs}.norm1", dim, options.norm)
-        yield from _norm(f"{own}.norm2", f"{theirs}.norm2", dim, options.norm)
-        yield same(f"{own}.self_attn.in_proj.weight", f"{theirs}.self_attn.in_proj_weight", (3 * dim, dim))
-        yield same(f"{own}.self_attn.out_proj.weight", f"{theirs}.self_attn.out_proj.weight", (dim, dim))
-        yield same(f"{own}.ffn.linear_in.weight", f"{theirs}.gating.linear_in.weight", (2 * inner, dim))
-        yield same(f"{own}.ffn.linear_out.weight", f"{theirs}.gating.linear_out.weight", (dim, inner))
+        own, other = f"{ours}.{n}", f"{theirs}.{n}"
+        yield from norm_groups(f"{own}.norm1", f"{other}.norm1", dim, options.norm)
+        yield from norm_groups(f"{own}.norm2", f"{other}.norm2", dim, options.norm)
+        yield same(f"{own}.self_attn.in_proj.weight", f"{other}.self_attn.in_proj_weight", (3 * dim, dim))
+        yield same(f"{own}.self_attn.out_proj.weight", f"{other}.self_attn.out_proj.weight", (dim, dim))
+        yield same(f"{own}.ffn.linear_in.weight", f"{other}.gating.linear_in.weight", (2 * inner, dim))
+        yield same(f"{own}.ffn.linear_out.weight", f"{other}.gating.linear_out.weight", (dim, inner))
 
 
 def _depth_keys(config: ModelConfig) -> Iterator[Group]:
@@ -118,8 +124,8 @@ def _depth_keys(config: ModelConfig) -> Iterator[Group]:
         yield Group(("lm.depth.audio_emb",), each("depformer_emb.{}.weight", (audio_rows, dim), steps[:-1]))
     for n in range(lm.depth.num_layers):
         ours, theirs = f"lm.depth.layers.{n}", f"depformer.layers.{n}"
-        yield from _norm(f"{ours}.norm1", f"{theirs}.norm1", dim, lm.depth.norm)
-        yield from _norm(f"{ours}.norm2", f"{theirs}.norm2", dim, lm.depth.norm)
+        yield from norm_groups(f"{ours}.norm1", f"{theirs}.norm1", dim, lm.depth.norm)
+        yield from norm_groups(f"{ours}.norm2", f"{theirs}.norm2", dim, lm.depth.norm)
         yield same(f"{ours}.in_proj.weight", f"{theirs}.self_attn.in_proj_weight", (count * 3 * dim, dim))
         yield same(f"{ours}.out_proj.weight", f"{theirs}.self_attn.out_proj.weight", (count * dim, dim))
         gating = f"{theirs}.gating."
@@ -134,7 +140,7 @@ def _fusion_keys(config: ModelConfig) -> Iterator[Group]:
     layers = looking_layers(fusion, lm.temporal)
     cross = [f"{LAYER}.{n}.cross_attention" for n in layers]
     for i, n in enumerate(layers):
-        yield from _norm(f"lm.temporal.fusion.norms.{i}", f"{LAYER}.{n}.norm_cross", dim, lm.temporal.norm)
+        yield from norm_groups(f"lm.temporal.fusion.norms.{i}", f"{LAYER}.{n}.norm_cross", dim, lm.temporal.norm)
 
     def mha(ours: str, theirs: str) -> list[tuple[tuple[str, ...], dict[str, Shape]]]:
         query, key_value = (f"{ours}.q_proj.weight",), (f"{ours}.kv_proj.weight",)
@@ -178,10 +184,11 @@ def _projector_keys(config: ModelConfig) -> Iterator[Group]:
         yield same("projector.proj.weight", "image_prefix.proj_xa.weight", (width, vision.tower_dim))
         yield same("projector.proj.bias", "image_prefix.proj_xa.bias", (width,))
     if vision.projector_norm is not None:
-        yield from _norm("projector.norm", "image_prefix.norm_xa", width, vision.projector_norm)
+        yield from norm_groups("projector.norm", "image_prefix.norm_xa", width, vision.projector_norm)
 
 
-def _norm(ours: str, theirs: str, dim: int, kind: str) -> Iterator[Group]:
+def norm_groups(ours: str, theirs: str, dim: int, kind: str) -> Iterator[Group]:
+    """The tensors of a norm of that kind (see nn.layers.build_norm)."""
     if kind == "layer":
         yield same(f"{ours}.weight", f"{theirs}.weight", (dim,))
         yield same(f"{ours}.bias", f"{theirs}.bias", (dim,))

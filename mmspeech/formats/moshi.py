@@ -20,7 +20,7 @@ from mmspeech.formats.moshi_config import config_from_moshi, config_to_moshi, se
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer_spm_32k_3.model"
 SPLIT_MARK = "kyutai_split"
 # Newer files hold attention's matrices apart, one for each step of the depth transformer.
-_SPLIT = re.compile(r"^(.*\.self_attn\.)(in|out)_projs\.(\d+)\.weight$")
+_SPLIT = re.compile(r"^(.*\.(?:self_attn|cross_attention)\.)(in|out)_projs\.(\d+)\.weight$")
 
 
 def holds_moshi(path: Path) -> bool:

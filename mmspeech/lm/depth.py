@@ -4,7 +4,7 @@ Every one of the K steps has its own weights. Tensors run step-first, [K, M, ...
 whole batch of frames is one batched product per weight (training), and one step of it a plain product (sampling).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,21 +28,35 @@ class DepthState(State):
 class StepLinear(nn.Module):
     """One matrix per step, weight [K, out, in]: x [k, M, in] of the steps from `first` on -> [k, M, out].
 
-    x [M, in] goes through the matrices of the first `count` steps (None: of all) -> [count, M, out].
+    x [M, in] goes through the matrices of the first `count` steps (None: of all) -> [count, M, out]. With a `schedule`
+    there are fewer matrices than steps: step k has number schedule[k].
     """
 
-    def __init__(self, num_steps: int, in_dim: int, out_dim: int):
+    def __init__(self, num_steps: int, in_dim: int, out_dim: int, *, schedule: Sequence[int] | None = None):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_steps, out_dim, in_dim))
+        self.schedule = None if schedule is None else list(schedule)
+        num_matrices = num_steps if schedule is None else max(schedule) + 1
+        self.weight = nn.Parameter(torch.empty(num_matrices, out_dim, in_dim))
         nn.init.uniform_(self.weight, -(in_dim**-0.5), in_dim**-0.5)
 
     def forward(self, x: Tensor, first: int = 0, count: int | None = None) -> Tensor:
+        if self.schedule is not None:
+            return self._scheduled(x, first, count)
         if x.dim() == 2:
             weight = self._steps(0, self.weight.shape[0] if count is None else count)
             return F.linear(x, weight.flatten(0, 1)).unflatten(-1, weight.shape[:2]).transpose(0, 1)
         if x.shape[0] == 1:
             return F.linear(x, self.weight[first])
         return torch.bmm(x, self._steps(first, x.shape[0]).transpose(1, 2))
+
+    def _scheduled(self, x: Tensor, first: int, count: int | None) -> Tensor:
+        if x.dim() == 2:
+            numbers = self.schedule[:count]
+            used = self.weight[: max(numbers) + 1]
+            return F.linear(x, used.flatten(0, 1)).unflatten(-1, used.shape[:2]).transpose(0, 1)[numbers]
+        if x.shape[0] == 1:
+            return F.linear(x, self.weight[self.schedule[first]])
+        return torch.bmm(x, self.weight[self.schedule[first : first + x.shape[0]]].transpose(1, 2))
 
     def _steps(self, first: int, count: int) -> Tensor:
         """Matrices of `count` steps. All of them are not a slice, whose gradient would be filled up and copied."""
@@ -74,17 +88,30 @@ class StepLinears(nn.Module):
 
 
 class DepthLayer(nn.Module):
-    """Pre-norm causal attention over the steps of a frame and a gated feed-forward; only the norms are shared."""
+    """Pre-norm causal attention over the steps of a frame and a gated feed-forward; only the norms are shared by all.
 
-    def __init__(self, *, dim: int, num_heads: int, ffn_dim: int, num_steps: int, norm: str, norm_eps: float):
+    With a `schedule` some steps have their matrices together (see StepLinear).
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        num_steps: int,
+        norm: str,
+        norm_eps: float,
+        schedule: Sequence[int] | None = None,
+    ):
         super().__init__()
         self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.norm1 = build_norm(norm, dim, eps=norm_eps)
-        self.in_proj = StepLinear(num_steps, dim, 3 * dim)
-        self.out_proj = StepLinear(num_steps, dim, dim)
+        self.in_proj = StepLinear(num_steps, dim, 3 * dim, schedule=schedule)
+        self.out_proj = StepLinear(num_steps, dim, dim, schedule=schedule)
         self.norm2 = build_norm(norm, dim, eps=norm_eps)
-        self.ffn_in = StepLinear(num_steps, dim, 2 * ffn_dim)
-        self.ffn_out = StepLinear(num_steps, ffn_dim, dim)
+        self.ffn_in = StepLinear(num_steps, dim, 2 * ffn_dim, schedule=schedule)
+        self.ffn_out = StepLinear(num_steps, ffn_dim, dim, schedule=schedule)
 
     def init_state(self, batch_size: int, *, num_steps: int, device, dtype) -> AttentionState:
         shape = (batch_size, self.num_heads, num_steps, self.head_dim)
