@@ -99,6 +99,30 @@ def transcribe(
 
 
 @app.command()
+def say(
+    text: Annotated[list[str], typer.Argument(help='What to say; two speakers take turns. "-": lines of stdin.')],
+    out: Annotated[Path, typer.Option(help="Where to write the speech (wav, 24 kHz).")],
+    model: Annotated[str, typer.Option(help="Kyutai's text to speech: directory or hub id.")] = "kyutai/tts-1.6b-en_fr",
+    voice: Annotated[
+        list[str] | None,
+        typer.Option(help="Of the first speaker, then of the other: a voice file, or a name in kyutai/tts-voices."),
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely to keep to text and voice (1 to 4).")] = None,
+    codebooks: Annotated[int | None, typer.Option(help="How many the model makes: fewer are faster.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest.")] = 0.6,
+    seed: Seed = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print each word with its start.")] = False,
+    device: Device = "cpu",
+) -> None:
+    """Speak a text in a voice, by a delayed-streams text to speech model."""
+    with _reported():
+        from mmspeech.commands.say import SayOptions, run_say
+
+        options = SayOptions(tuple(voice or ()), guidance, codebooks, temperature, seed)
+        run_say(text, model, out, options, as_json=json_, device=device)
+
+
+@app.command()
 def info(
     model: Annotated[str | None, typer.Argument(help="Checkpoint, hub id or configuration file.")] = None,
 ) -> None:

@@ -56,9 +56,11 @@ class Condition(nn.Module):
         self.padding = nn.Parameter(0.2 * torch.randn(out_dim))
 
     def forward(self, value: str | Vectors | None) -> Tensor:
-        """Raises ConfigError for a label that is not one of the values."""
+        """Raises ConfigError for a label that is not one of the values, and for no vectors."""
         if self.table is not None:
             return self._label(value)
+        if not isinstance(value, Vectors):
+            raise ConfigError(f"{value!r}: expected vectors of width {self.config.dim}, such as a voice's")
         there = value.mask[:, None].to(self.padding.dtype)
         return (self.proj(value.tensor.to(self.padding)) * there + self.padding * (1 - there))[None]
 
@@ -81,7 +83,8 @@ class ConditionSet(nn.Module):
 
     @torch.no_grad()
     def forward(self, rows: list[dict[str, str | Vectors | None]]) -> Conditions:
-        """One dictionary a row, by name; labels that are missing count as none. Raises ConfigError for unknown ones."""
+        """One dictionary a row, by name; labels that are missing count as none. Raises ConfigError for
+        unknown ones, and for vectors that are missing."""
         made = [self._row(values) for values in rows]
         return Conditions(*(torch.cat(parts) if parts[0] is not None else None for parts in zip(*made, strict=True)))
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from mmspeech.config import GenerationConfig
-from mmspeech.formats.speaker import read_speaker
+from mmspeech.checkpoint import CheckpointError
+from mmspeech.config import ConfigError, GenerationConfig
+from mmspeech.formats.speaker import load_speaker, read_speaker, speaker_config
 from mmspeech.lm.conditions import nothing_like, voices_as_vectors
 from mmspeech.lm.speak import SpeakJob, speak
 from mmspeech.tokens.script import ScriptReader, ScriptWord
@@ -97,3 +98,62 @@ def test_scripts_are_spoken_as_by_the_moshi_package(kind, voiced, prefixed):
     assert [reader.end_frame for reader in job.readers] == expected["end"].tolist()
     for reader, frames in zip(job.readers, expected["words"].tolist(), strict=True):
         assert [frame for _, frame in reader.begun] == [frame for frame in frames if frame >= 0]
+
+
+def test_a_script_is_spoken_the_same_in_any_company(voiced):
+    model, expected = voiced
+    sampling = GenerationConfig(text_temperature=0.8, audio_temperature=0.9)
+    rows = told(expected)
+
+    def say(chosen: list[int]) -> torch.Tensor:
+        conditions = model.conditions([rows[n] for n in chosen])
+        job = SpeakJob([readers(model)[n] for n in chosen], conditions, sampling, [7 + n for n in chosen])
+        return torch.stack(list(speak(model, job)), dim=2)
+
+    together = say([0, 1])
+    for n in (0, 1):
+        alone = say([n])
+        assert torch.equal(alone[0], together[n, :, : alone.shape[2]])
+
+
+def test_fewer_codebooks_are_fewer_codes(voiced):
+    """The first codebook of the first frame depends on nothing that was left out."""
+    model, expected = voiced
+    job = SpeakJob(readers(model), model.conditions(told(expected)), GREEDY, (0, 0), num_codebooks=2)
+    codes = list(speak(model, job))
+    assert codes[0].shape == (2, 2)
+    assert torch.equal(codes[0][:, 0], expected["frames"][:, 1, model.config.audio_delay_frames])
+
+
+def test_a_batch_of_other_conditions_is_refused(voiced):
+    model, expected = voiced
+    with pytest.raises(ValueError, match="conditions have 2 rows, expected 1 for 1 scripts"):
+        list(speak(model, SpeakJob(readers(model)[:1], model.conditions(told(expected)), GREEDY, (0,))))
+    with pytest.raises(ConfigError, match="'9.9' is none of the values it was trained with: 1.0, 1.5, 2.0"):
+        model.conditions([told(expected)[0] | {"cfg": "9.9"}])
+    with pytest.raises(ConfigError, match="None: expected vectors of width 12"):
+        model.conditions([{"control": "ok"}])
+    with pytest.raises(ConfigError, match=r"no condition 'mood' \(it knows: speaker_wavs, control, cfg\)"):
+        model.conditions([{"mood": "glad"}])
+
+
+def test_what_can_not_be_computed_is_named(tmp_path):
+    settings = json.loads((GOLDEN / "speaker-small" / "config.json").read_text())
+    for changes, message in (
+        ({"dep_q": 2}, "not text to speech"),
+        ({"hue": 1}, "unknown key 'hue'"),
+        ({"norm_emb": True}, "norm_emb True is not supported"),
+        ({"delays": [1, 0, 2, 2, 2]}, "expected none of the text"),
+        ({"tts_config": settings["tts_config"] | {"multistream": True}}, "two voices in separate streams"),
+        ({"fuser": {"prepend": ["cfg"]}}, "can be summed or looked at"),
+        ({"depformer_weights_per_step_schedule": [0, 1]}, "depth_schedule has 2 entries, expected 4"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            speaker_config(settings | changes, source="config.json")
+    with pytest.raises(ConfigError, match="no config.json; expected a text to speech model"):
+        load_speaker(tmp_path)
+    tensors = load_file(GOLDEN / "speaker-small" / "model.safetensors")
+    tensors["text_linear.wait"] = tensors.pop("text_linear.weight")
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="1 missing: text_linear.weight; 1 unexpected: text_linear.wait"):
+        read_speaker(tmp_path, settings)
