@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from mmspeech.audio.codec import build_codec
 from mmspeech.checkpoint import CheckpointError
-from mmspeech.commands.transcribe import listen
+from mmspeech.commands.transcribe import TurnEnd, listen
 from mmspeech.config import MimiConfig
 from mmspeech.formats.groups import ConvertError
 from mmspeech.formats.listener import ListenerBundle, listener_config, load_listener, read_listener
@@ -63,9 +63,27 @@ def test_words_come_with_times_on_the_clock_of_the_recording(model, tmp_path, mo
     bundle = ListenerBundle(model, codec, tokenizer)
     monkeypatch.setattr(type(model), "step", lambda self, codes, *, state: (torch.tensor([next(told)]), []))
     words = list(listen(bundle, torch.randn(SAMPLE_RATE_HZ)))
+    assert len(words) == 2  # without heads no turn is said to end
     assert [word.text for word in words] == ["red", "bus"]
     assert words[0].start_sec == pytest.approx(2 * 0.08)
     assert words[1].start_sec == pytest.approx((2 + len(red) + 1) * 0.08)
+
+
+def test_a_turn_ends_once_before_the_next_word(model, tmp_path, monkeypatch):
+    tokenizer = train_tokenizer(["red bus on the street"] * 5, 40, tmp_path / "t.model")
+    red = tokenizer.encode("red")[0]
+    bundle = ListenerBundle(model, build_codec(_mimi()).eval(), tokenizer)
+    # Done from frame 6 on, but for one frame; a pause before the first word ends no turn.
+    said = iter([3] * 4 + [red] + [3] * 10 + [red] + [3] * 60)
+    done = iter([0.9] * 3 + [0.1] * 3 + [0.9] * 4 + [0.2] + [0.9] * 60)
+
+    def step(self, codes, *, state):
+        probability = next(done)
+        return torch.tensor([next(said)]), [torch.zeros(1, 6), torch.zeros(1, 6), torch.tensor([[probability, 0.0]])]
+
+    monkeypatch.setattr(type(model), "step", step)
+    ends = [heard.at_sec for heard in listen(bundle, torch.randn(SAMPLE_RATE_HZ)) if isinstance(heard, TurnEnd)]
+    assert ends == pytest.approx([7 * 0.08 - 0.16, 17 * 0.08 - 0.16])
 
 
 def test_a_recording_is_heard_to_its_end(model, tmp_path):
