@@ -90,7 +90,7 @@ class FrameGenerator:
         self.own_rows = torch.tensor(own, device=device)
         self.user_rows = torch.arange(layout.user.start, layout.user.stop, device=device)
         self.returned = self.now + 1 - layout.max_delay + self.delays[self.own_rows]
-        self.text_returned = int(self.returned[0])
+        self.text_returned = self.now + 1 - layout.max_delay + layout.delays[0]
         self.steps = [0] * batch_size
         self.reset()
 
