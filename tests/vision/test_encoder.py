@@ -58,6 +58,19 @@ def test_siglip_equals_transformers_at_any_size(size):
     torch.testing.assert_close(features, siglip_by_hand(tower.weights(), pixels), atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("size_px, patch", [(224, 14), (224, 16), (448, 14), (512, 16)])
+def test_siglip_at_the_sizes_of_the_released_towers(size_px, patch):
+    """Trained at 224 px; larger pictures have more patches, whose positions are interpolated."""
+    tower = build_tower(hf(SIGLIP | {"image_size": 224, "patch_size": patch}), pretrained=False)
+    scattered(tower)
+    pixels = pixels_of(size_px, size_px, count=1)
+    features, _ = tower(pixels)
+    assert features.shape == (1, (size_px // patch) ** 2, 32)
+    expected = tower.model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
+
+
 def siglip_by_hand(weights: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
     """The tower written from its description: valid patches, bicubic positions without antialias, post norm."""
 
