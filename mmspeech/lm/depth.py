@@ -151,8 +151,10 @@ class DepthTransformer(nn.Module):
         self.num_codebooks = num_codebooks
         self.audio_rows = audio_card + 1
         self.hidden_in = StepLinear(num_codebooks, source_dim, dim)
-        self.text_emb = nn.Parameter(torch.randn(text_card + 1, dim) * EMBEDDING_STD)
-        self.audio_emb = nn.Parameter(torch.randn((num_codebooks - 1) * self.audio_rows, dim) * EMBEDDING_STD)
+        self.text_emb = nn.Parameter(torch.empty(text_card + 1, dim))
+        self.audio_emb = nn.Parameter(torch.empty((num_codebooks - 1) * self.audio_rows, dim))
+        for table in (self.text_emb, self.audio_emb):
+            nn.init.normal_(table, std=EMBEDDING_STD)
         self.layers = nn.ModuleList(
             DepthLayer(
                 dim=dim, num_heads=num_heads, ffn_dim=ffn_dim, num_steps=num_codebooks, norm=norm, norm_eps=norm_eps

@@ -21,7 +21,8 @@ class TextEmbedding(nn.Module):
     def __init__(self, card: int, dim: int, *, rank: int | None = None, pairs: bool = False):
         super().__init__()
         self.card, width = card, rank or dim
-        self.weight = nn.Parameter(torch.randn(card, width) * EMBEDDING_STD)
+        self.weight = nn.Parameter(torch.empty(card, width))
+        nn.init.normal_(self.weight, std=EMBEDDING_STD)
         self.first = nn.Linear(width, dim, bias=False) if pairs or rank else None
         self.second = nn.Linear(width, dim, bias=False) if pairs else None
 

@@ -40,7 +40,8 @@ class TokenEmbedding(nn.Module):
     def __init__(self, *, num_streams: int, card: int, dim: int):
         super().__init__()
         self.card = card
-        self.weight = nn.Parameter(torch.randn(num_streams * card, dim) * EMBEDDING_STD)
+        self.weight = nn.Parameter(torch.empty(num_streams * card, dim))
+        nn.init.normal_(self.weight, std=EMBEDDING_STD)
 
     def forward(self, ids: Tensor) -> Tensor:
         ids = ids.transpose(1, 2)
