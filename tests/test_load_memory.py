@@ -95,8 +95,7 @@ for part in ("temporal", "depth"):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc to read a process's memory from")
-@pytest.mark.parametrize("program", [OURS, THEIRS], ids=["ours", "moshi"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("program, dtype", [(OURS, "float32"), (THEIRS, "bfloat16")], ids=["ours", "moshi"])
 def test_loading_takes_its_size_and_one_tensor(program, dtype, folders):
     with torch.device("meta"):
         tensors = VisionSpeechModel(CONFIG).to(getattr(torch, dtype)).state_dict().values()
