@@ -29,9 +29,11 @@ from mmspeech.data.shards import ShardSetInfo, write_shards
 from mmspeech.frames import frames_to_seconds, seconds_to_frames
 from mmspeech.types import Sample, Visual, Word
 
-WORD_FRAMES = (1, 2)  # how long a word lasts; spoken ones take about four
+WORD_FRAMES = (1, 4)  # how long a word of a sentence lasts: in slow ones, as in speech, things happen meanwhile
 GAP_FRAMES = (1, 2)  # between sentences
 QUIET_FRAMES = (4, 16)  # after the last comment
+# Of the kinds of sentences; 1 for all others. What is asked often, or has many answers, is told more often.
+KIND_WEIGHTS = {"happened": 3.0, "how_often": 2.0, "where_first": 2.0, "appeared": 1.5, "vanished": 1.5}
 EVEN = dict.fromkeys(KINDS, 1 / len(KINDS))  # what is rare in clips takes as long to learn as what is not
 
 
@@ -98,7 +100,7 @@ def _known(rng: np.random.Generator, settings: FactsSettings) -> Made:
         new = [turn for turn in true if turn.answer not in told]
         if not new or len(told) == settings.num_facts:
             return None
-        kind = pick(rng, sorted({_kind(turn) for turn in new}))
+        kind = _draw_kind({_kind(turn) for turn in new}, rng)
         told.append(pick(rng, [turn.answer for turn in new if _kind(turn) == kind]))
         return told[-1]
 
@@ -108,6 +110,12 @@ def _known(rng: np.random.Generator, settings: FactsSettings) -> Made:
 def _kind(turn: Turn) -> str:
     """All that is there is one kind beside those of what has happened."""
     return turn.kind if turn.kind in EVENT_KINDS else "there"
+
+
+def _draw_kind(kinds: set[str], rng: np.random.Generator) -> str:
+    names = sorted(kinds)
+    weights = np.array([KIND_WEIGHTS.get(name, 1.0) for name in names])
+    return names[int(rng.choice(len(names), p=weights / weights.sum()))]
 
 
 def _told(rng: np.random.Generator, settings: FactsSettings) -> Made:

@@ -15,7 +15,8 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium: apt install chromium"),
     pytest.mark.skipif(not (EMBEDDED / "config.json").is_file(), reason="no embedded model in this checkout"),
 ]
-ANSWER_MS = 20_000
+ANSWER_MS = 12_000
+TRIES = 4
 
 
 @pytest.fixture
@@ -39,15 +40,26 @@ def open_page(served):
         assert not errors, errors
 
 
-def says(page, word: str) -> None:
+def asked(page, button: str, word: str, *, hang_up: bool) -> None:
+    """Press a button that asks aloud until the answer has the word: where a busy machine is late, what is said is lost
+    as on a bad line, and who gets no answer hangs up or not, and asks again."""
     transcript = page.locator("#transcript")
-    sync_api.expect(transcript).to_contain_text(re.compile(rf"\b{word}\b"), timeout=ANSWER_MS)
+    for left in reversed(range(TRIES)):
+        page.click(button)
+        try:
+            sync_api.expect(transcript).to_contain_text(re.compile(rf"\b{word}\b"), timeout=ANSWER_MS)
+        except AssertionError:
+            if not left:
+                raise
+            if hang_up:
+                page.click(button)
+        else:
+            return
 
 
 def test_what_is_drawn_is_what_it_says(open_page):
     page = open_page()
-    page.click("#start")
-    says(page, "red")
+    asked(page, "#start", "red", hang_up=True)
     assert "listening" in page.inner_text("#status")
     colours = page.eval_on_selector_all("#transcript span", "all => new Set(all.map(one => one.style.color)).size")
     assert colours >= 1 and page.inner_text("#gate-now")
@@ -65,8 +77,7 @@ def test_without_a_microphone_a_question_is_played(open_page):
     page.focus("#drawing")
     page.keyboard.press("5")  # away with the red circle
     page.keyboard.press("5")  # and there a blue one
-    page.click("#ask-what_colour")
-    says(page, "blue")
+    asked(page, "#ask-what_colour", "blue", hang_up=False)
 
 
 def test_no_microphone_is_explained(open_page):
