@@ -29,6 +29,7 @@ TensorParallel = Annotated[
 ]
 Processes = Annotated[int, typer.Option(min=1, help="So many share the calls, each with a model: one for a core.")]
 Quantize = Annotated[str | None, typer.Option(help="int8, int4, fp8, or by part: temporal=int8,depth=int4,tower=int8.")]
+CudaGraphs = Annotated[bool, typer.Option("--cuda-graphs", help="Launch each step on the GPU as one graph.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same reply.")]
 
 
@@ -254,6 +255,7 @@ def bench(
     image: Annotated[Path | None, typer.Option(help="With --quantize: the picture they are about.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the numbers as JSON here.")] = None,
     device: Device = "cpu",
+    cuda_graphs: CudaGraphs = False,
     tensor_parallel: TensorParallel = 1,
 ) -> None:
     """Time a whole frame (encode, think, decode) beside a loop without streaming state, or split beside whole."""
@@ -282,8 +284,9 @@ def bench(
             from mmspeech.commands.bench_batches import run_bench_batches
 
             run_bench_batches(
-                model, batches=batches or "1", random_weights=random_weights, num_frames=frames, device=device, out=out
-            )
+                model, batches=batches or "1", random_weights=random_weights, num_frames=frames, device=device,
+                cuda_graphs=cuda_graphs, out=out,
+            )  # fmt: skip
             return
         if long:
             from mmspeech.commands.bench_long import run_bench_long
@@ -311,7 +314,7 @@ def demo(
 
         run_server(
             model, ServeConfig(places=places), host="127.0.0.1", port=port, device=device, quantize=quantize,
-            processes=1, tls=None, certificate=None, key=None, open_page=open_page,
+            processes=1, cuda_graphs=False, tls=None, certificate=None, key=None, open_page=open_page,
         )  # fmt: skip
 
 
@@ -333,6 +336,7 @@ def serve(
     record: Annotated[Path | None, typer.Option(help="Keep calls in this folder; the page says so.")] = None,
     device: Device = "cpu",
     quantize: Quantize = None,
+    cuda_graphs: CudaGraphs = False,
 ) -> None:
     """The same for deployment: many calls in one batch, with limits, /health, /ready and /metrics."""
     with _reported():
@@ -345,7 +349,7 @@ def serve(
         )  # fmt: skip
         run_server(
             model, config, host=host, port=port, device=device, quantize=quantize, processes=processes,
-            tls=tls, certificate=certificate, key=key, open_page=False,
+            cuda_graphs=cuda_graphs, tls=tls, certificate=certificate, key=key, open_page=False,
         )  # fmt: skip
 
 

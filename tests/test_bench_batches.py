@@ -41,6 +41,11 @@ def test_numbers_that_are_none_are_named(batches, configuration):
     assert_one_line_error(result, repr(batches))
 
 
+def test_graphs_need_a_gpu(configuration):
+    options = ("--random-weights", "--model", configuration, "--cuda-graphs")
+    assert_one_line_error(mmspeech("bench", "--batches", "2", *options), "--cuda-graphs: cpu has none")
+
+
 def test_random_weights_need_a_configuration(tmp_path):
     assert_one_line_error(mmspeech("bench", "--random-weights"), "file of a configuration")
     missing = tmp_path / "none.yaml"

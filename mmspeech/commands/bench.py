@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmspeech.commands.common import check_output, followed, opened_model, whole_file
 from mmspeech.frames import FRAME_RATE_HZ, FRAME_SAMPLES, frames_to_seconds
+from mmspeech.nn.cuda_graph import Record
 from mmspeech.serve.engine import CallBatch
 from mmspeech.types import FrameOut
 
@@ -119,9 +120,9 @@ def _same_frame(one: FrameOut | None, other: FrameOut | None) -> bool:
     return torch.equal(one.text_ids, other.text_ids) and torch.equal(one.codes, other.codes)
 
 
-def call_with_pictures(bundle: "Bundle", size: int = 1) -> CallBatch:
+def call_with_pictures(bundle: "Bundle", size: int = 1, *, record: Record | None = None) -> CallBatch:
     """So many calls at their beginning, each with a picture where the model has eyes."""
-    calls = CallBatch(bundle, batch_size=size)
+    calls = CallBatch(bundle, batch_size=size, record=record)
     if bundle.config.vision is not None:
         from PIL import Image
 

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from mmspeech.commands.bench import PARTS, call_with_pictures, sound, summarise, timed_frame
 from mmspeech.commands.bench_reference import moshi_installed, roofline, time_beside_moshi
-from mmspeech.commands.common import check_device, check_output, whole_file
+from mmspeech.commands.common import check_device, check_output, recorder, whole_file
 from mmspeech.config import ConfigError, ModelConfig, parse_config, read_mapping
 from mmspeech.frames import FRAME_RATE_HZ
+from mmspeech.nn.cuda_graph import Record
 from mmspeech.serve.engine import settle_threads
 
 if TYPE_CHECKING:
@@ -22,15 +23,20 @@ if TYPE_CHECKING:
 
 
 def run_bench_batches(
-    model: str | None, *, batches: str, random_weights: bool, num_frames: int, device: str, out: Path | None
-) -> None:
-    """Print the times of a step for each number of calls, and write JSON. ConfigError for numbers that are none."""
+    model: str | None, *, batches: str, random_weights: bool, num_frames: int, device: str, cuda_graphs: bool,
+    out: Path | None,
+) -> None:  # fmt: skip
+    """Print the times of a step for each number of calls, and write JSON. ConfigError for numbers that are none.
+
+    `cuda_graphs`: see mmspeech.nn.cuda_graph.
+    """
     if out is not None:
         check_output(out, (".json",))
     sizes, place = _sizes(batches), check_device(device)
+    record = recorder(cuda_graphs, place)
     bundle = _with_random_weights(model, place) if random_weights else _loaded(model, place)
     settle_threads(bundle.model)
-    rows = [_measure(bundle, size, num_frames) for size in sizes]
+    rows = [_measure(bundle, size, num_frames, record) for size in sizes]
     weight = next(bundle.model.parameters())
     where = torch.cuda.get_device_name(place) if place.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     how = {
@@ -38,6 +44,7 @@ def run_bench_batches(
         "weights": "random" if random_weights else "the checkpoint's",
         "dtype": str(weight.dtype).removeprefix("torch."),
         "where": where,
+        "cuda_graphs": cuda_graphs,
         "frames": num_frames,
         "budget_ms": 1000 / FRAME_RATE_HZ,
     }
@@ -123,9 +130,9 @@ def _dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def _measure(bundle: "Bundle", size: int, num_frames: int) -> dict[str, Any]:
+def _measure(bundle: "Bundle", size: int, num_frames: int, record: Record | None) -> dict[str, Any]:
     """Times of a step of `size` calls in ms, by part, and the most memory of the device, if it tells."""
-    calls = call_with_pictures(bundle, size)
+    calls = call_with_pictures(bundle, size, record=record)
     if calls.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(calls.device)
     times: dict[str, list[float]] = {name: [] for name in PARTS}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmspeech.config import ConfigError
+from mmspeech.nn.cuda_graph import Record, record_cuda_graph
 from mmspeech.serve.engine import settle_threads
 
 if TYPE_CHECKING:
@@ -28,6 +29,15 @@ def check_device(name: str) -> torch.device:
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
         raise ConfigError(f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices, counted from 0")
     return device
+
+
+def recorder(cuda_graphs: bool, device: torch.device) -> Record | None:
+    """What lets steps be launched as a whole, if so wished; ConfigError where that is not possible."""
+    if not cuda_graphs:
+        return None
+    if device.type != "cuda":
+        raise ConfigError(f"--cuda-graphs: {device} has none; add --device cuda, or leave it out")
+    return record_cuda_graph
 
 
 def check_output(path: Path, suffixes: tuple[str, ...]) -> None:

@@ -24,6 +24,7 @@ def run_server(
     device: str,
     quantize: str | None,
     processes: int,
+    cuda_graphs: bool,
     tls: bool | None,
     certificate: Path | None,
     key: Path | None,
@@ -31,13 +32,13 @@ def run_server(
 ) -> None:
     """Serve until SIGINT or SIGTERM; who is on then hears why the call ends.
 
-    `processes` > 1: so many hold the model, and share the places. Beyond this machine there is always a token, and TLS
-    unless `tls` is false (behind a proxy that has it).
+    `processes` > 1: so many hold the model, and share the places. `cuda_graphs`: see mmspeech.nn.cuda_graph. Beyond
+    this machine there is always a token, and TLS unless `tls` is false (behind a proxy that has it).
     """
     from aiohttp import web
 
     from mmspeech.checkpoint import load_model
-    from mmspeech.commands.common import check_device
+    from mmspeech.commands.common import check_device, recorder
     from mmspeech.serve.crew import Crew
     from mmspeech.serve.server import Desk, build_app
     from mmspeech.serve.worker import Worker
@@ -50,13 +51,16 @@ def run_server(
     context = tls_context(tls if tls is not None else exposed or certificate is not None, certificate, key, host=host)
     console = Console(stderr=True)
     with console.status("loading the model"):
-        check_device(device)
+        record = recorder(cuda_graphs, check_device(device))
         if processes > 1:
             if quantize is not None:
                 raise ConfigError("--quantize with --processes: store it so with `mmspeech quantize`, and serve that")
+            if record is not None:
+                raise ConfigError("--cuda-graphs with --processes: a device is one process's; leave one of them out")
             worker = Crew(model, places=config.places, processes=processes, device=device)
         else:
-            worker = Worker(load_model(model, device=device, quantize=quantize), places=config.places)
+            bundle = load_model(model, device=device, quantize=quantize)
+            worker = Worker(bundle, places=config.places, record=record)
     desk = Desk(worker, config)
     address = page_address(host, port, context is not None, config.token)
     console.print(f"{worker.model.name}: {config.places} calls at once. Open {address}", highlight=False)

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmspeech.nn.attention import AttentionState
 from mmspeech.nn.layers import build_norm, gated_silu
 from mmspeech.nn.streaming import State
 
@@ -19,10 +18,17 @@ EMBEDDING_STD = 0.05
 
 
 @dataclass
-class DepthState(State):
-    """Keys and values [B, H, K, Dh] of the frame in work, one pair per layer; each frame overwrites the last."""
+class DepthLayerState(State):
+    """keys_values [B, 2, H, K, Dh] of the frame in work; each frame overwrites the last."""
 
-    layers: list[AttentionState]
+    keys_values: Tensor
+
+
+@dataclass
+class DepthState(State):
+    """layers: one state each."""
+
+    layers: list[DepthLayerState]
 
 
 class StepLinear(nn.Module):
@@ -113,18 +119,18 @@ class DepthLayer(nn.Module):
         self.ffn_in = StepLinear(num_steps, dim, 2 * ffn_dim, schedule=schedule)
         self.ffn_out = StepLinear(num_steps, ffn_dim, dim, schedule=schedule)
 
-    def init_state(self, batch_size: int, *, num_steps: int, device, dtype) -> AttentionState:
-        shape = (batch_size, self.num_heads, num_steps, self.head_dim)
-        return AttentionState(*(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2)))
+    def init_state(self, batch_size: int, *, num_steps: int, device, dtype) -> DepthLayerState:
+        shape = (batch_size, 2, self.num_heads, num_steps, self.head_dim)
+        return DepthLayerState(torch.zeros(shape, device=device, dtype=dtype))
 
-    def forward(self, x: Tensor, *, first: int = 0, state: AttentionState | None = None) -> Tensor:
-        qkv = self.in_proj(self.norm1(x), first).unflatten(-1, (3, -1, self.head_dim))
-        query, key, value = qkv.permute(2, 1, 3, 0, 4).unbind(0)
+    def forward(self, x: Tensor, *, first: int = 0, state: DepthLayerState | None = None) -> Tensor:
+        qkv = self.in_proj(self.norm1(x), first).unflatten(-1, (3, -1, self.head_dim)).permute(1, 2, 3, 0, 4)
+        query, keys_values = qkv[:, 0], qkv[:, 1:]
         if state is not None:
             last = first + x.shape[0]
-            state.keys[:, :, first:last] = key
-            state.values[:, :, first:last] = value
-            key, value = state.keys[:, :, :last], state.values[:, :, :last]
+            state.keys_values[..., first:last, :] = keys_values
+            keys_values = state.keys_values[..., :last, :]
+        key, value = keys_values.unbind(1)
         y = F.scaled_dot_product_attention(query.to(key.dtype), key, value, is_causal=x.shape[0] > 1)
         x = x + self.out_proj(y.permute(2, 0, 1, 3).flatten(2).to(x.dtype), first)
         return x + self.ffn_out(gated_silu(self.ffn_in(self.norm2(x), first)), first)

@@ -11,6 +11,7 @@ from mmspeech.config import GenerationConfig
 from mmspeech.lm.depth import DepthState
 from mmspeech.lm.ring import VisualRing
 from mmspeech.lm.sampling import Sampler
+from mmspeech.nn.cuda_graph import Record, Recordings
 from mmspeech.nn.streaming import State
 from mmspeech.nn.transformer import TransformerState
 from mmspeech.types import FrameOut, VisualContext
@@ -50,7 +51,7 @@ class FrameGenerator:
     """B calls in lockstep, one 80 ms frame per `step`. Each row has its own random numbers, so that a call sounds the
     same in any company; `seed` and `sampling` are one for all (row b gets seed + b) or one per row. `agree`, when
     given, sees all ids [B] as they are drawn and returns those to go on with: how processes that share the work draw
-    the same.
+    the same. `record`, when given, lets a step be launched as a whole (see mmspeech.nn.cuda_graph).
 
     As in the released generator, the user codes of a row's first step are not heard.
     """
@@ -62,7 +63,12 @@ class FrameGenerator:
         sampling: GenerationConfig | Sequence[GenerationConfig] | None = None,
         seed: int | Sequence[int] = 0,
         agree: Callable[[Tensor], Tensor] | None = None,
+        record: Record | None = None,
     ):
+        if agree is not None and record is not None:
+            raise ValueError(
+                "processes that agree on what they draw can not launch a step as a whole; leave record out"
+            )
         self.lm = lm
         self.batch_size = batch_size
         self.agree = agree
@@ -75,6 +81,7 @@ class FrameGenerator:
         layout, device = lm.layout, next(lm.parameters()).device
         cards = {"text_card": layout.text_card, "audio_card": layout.audio_card}
         self.sampler = Sampler(samplings, seeds, num_codebooks=layout.num_codebooks, device=device, **cards)
+        self._recordings = Recordings(record)
         self.visual: VisualContext | None = None
         self.ring: VisualRing | None = None
         self.trace: StepTrace | None = None
@@ -100,6 +107,7 @@ class FrameGenerator:
         It is all that a call will ever see, known beforehand; its onsets count the steps of each row.
         """
         self._empty_ring()
+        self._recordings.clear()
         self.visual = visual
 
     @torch.no_grad()
@@ -149,7 +157,7 @@ class FrameGenerator:
             self.rows.window[row] = self.initial[:, None]
         self._empty_ring(rows)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(
         self, user_codes: Tensor, *, text_ids: Tensor | None = None, own_codes: Tensor | None = None
     ) -> FrameOut | None:
@@ -168,13 +176,33 @@ class FrameGenerator:
             )
         if own_codes is not None and own_codes.shape != user_codes.shape:
             raise ValueError(f"own codes are {list(own_codes.shape)}, expected {list(user_codes.shape)}")
-        rows, window = self._first(count), self._first(count).window
+        rows = self._first(count)
+        self.sampler.renew(count)
+        visual = self.visual if self.visual is None or count == self.batch_size else self.visual.first(count)
+        forced = (text_ids is not None, own_codes is not None)
+        self.trace = self._recordings.run(
+            (count, id(self.visual), self.sampler.kind, forced),
+            lambda *given: self._advance(rows, visual, *given),
+            user_codes, text_ids, own_codes,
+            states=[rows], kept=self.visual,
+        )  # fmt: skip
+        self.steps[:count] = [steps + 1 for steps in self.steps[:count]]
+        return self._whole_frame(rows, count)
+
+    def _advance(
+        self,
+        rows: Rows,
+        visual: VisualContext | None,
+        user_codes: Tensor,
+        text_ids: Tensor | None,
+        own_codes: Tensor | None,
+    ) -> StepTrace:
+        """All of a step that the device does: the window moves on, one column is read, and the next one is drawn."""
+        layout, window = self.lm.layout, rows.window
         for pages in (window, rows.gates.transpose(1, 2)):
             pages[:, :, :-1] = pages[:, :, 1:].clone()
         window[:, self.user_rows, self.now + self.delays[self.user_rows]] = user_codes
         column = torch.where(rows.temporal.offset[:, None] <= self.delays, self.initial, window[:, :, self.now])
-        self.sampler.renew(count)
-        visual = self.visual if self.visual is None or count == self.batch_size else self.visual.first(count)
         out = self.lm(column[:, :, None], visual=visual, state=rows.temporal)
         text = self._choose(0, out.text_logits[:, 0])
         if text_ids is not None:
@@ -188,12 +216,10 @@ class FrameGenerator:
             out.hidden[:, 0], text, choose, state=rows.depth, count=layout.num_codebooks
         )
         gate, layer_gates = out.gate[:, 0], out.layer_gates[:, 0]
-        self.trace = StepTrace(out.hidden[:, 0], out.text_logits[:, 0], gate, layer_gates, depth_logits)
         window[:, 0, self.now + 1] = text
         window[:, layout.own, self.now + 1] = codes
         rows.gates[:, self.now + 1] = torch.cat([gate[:, None], layer_gates], dim=1)
-        self.steps[:count] = [steps + 1 for steps in self.steps[:count]]
-        return self._whole_frame(rows, count)
+        return StepTrace(out.hidden[:, 0], out.text_logits[:, 0], gate, layer_gates, depth_logits)
 
     def frame_of(self, row: int) -> int:
         """The number of the whole frame that the last step gave of a row; negative: none yet."""

@@ -12,6 +12,7 @@ from mmspeech.lm.depth import DepthTransformer
 from mmspeech.lm.generate import FrameGenerator
 from mmspeech.lm.temporal import LMOut, TemporalTransformer, build_temporal
 from mmspeech.nn.cross_attention import Fusion
+from mmspeech.nn.cuda_graph import Record
 from mmspeech.nn.transformer import TransformerState
 from mmspeech.tokens.streams import StreamLayout
 from mmspeech.types import VisualContext
@@ -105,10 +106,15 @@ class VisionSpeechModel(nn.Module):
         return self.projector(features, mask)
 
     def generator(
-        self, batch_size: int, *, sampling: GenerationConfig | Sequence[GenerationConfig], seed: int | Sequence[int] = 0
+        self,
+        batch_size: int,
+        *,
+        sampling: GenerationConfig | Sequence[GenerationConfig],
+        seed: int | Sequence[int] = 0,
+        record: Record | None = None,
     ) -> FrameGenerator:
         """Frame by frame generation for `batch_size` calls in lockstep."""
-        return FrameGenerator(self.lm, batch_size, sampling, seed)
+        return FrameGenerator(self.lm, batch_size, sampling, seed, record=record)
 
     def adapter_names(self) -> list[str]:
         """Names of the parameters that vision adds to a speech LM: projector, cross-attention, gates, norms."""

@@ -1,6 +1,6 @@
 """Drawing ids from logits, with settings and random numbers of its own for every row of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -53,6 +53,11 @@ class Sampler:
         ]
         if max(self._widths) > self.noise.shape[2]:
             self.noise = self.noise.new_ones(*self.noise.shape[:2], max(self._widths))
+
+    @property
+    def kind(self) -> Hashable:
+        """What decides which operations `choose` runs, and on which memory: noise of another width is elsewhere."""
+        return (*self._widths, *self._all_greedy, self.noise.shape[2])
 
     def renew(self, count: int) -> None:
         """New random numbers for a step of the first `count` rows."""

@@ -81,14 +81,18 @@ def streaming_steps(
         )
     positions = offset[:, None] + torch.arange(num_steps, device=offset.device)
     last = positions[:, -1:]
-    # Slots that no row has reached yet need not be read; to know it on another device would mean to wait for it.
-    used = min(capacity, int(last.max()) + 1) if offset.device.type == "cpu" else capacity
+    used = _slots_to_read(last, capacity)
     # A slot holds the newest position congruent to it; negative ones were never written.
     held = last - (last - torch.arange(used, device=offset.device)) % capacity
     distance = positions[:, :, None] - held[:, None]
     mask = (distance >= 0) & (distance < context) & (held >= 0)[:, None]
     slots = (positions % capacity)[:, None, :, None]
     return Steps(positions, _turns(positions, head_dim, max_period), mask[:, None], slots)
+
+
+def _slots_to_read(last: Tensor, capacity: int) -> int:
+    """Slots that no row has reached yet need not be read; to know it on another device would mean to wait for it."""
+    return min(capacity, int(last.max()) + 1) if last.device.type == "cpu" else capacity
 
 
 def _turns(positions: Tensor, head_dim: int, max_period: float | None) -> Tensor | None:

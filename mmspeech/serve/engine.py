@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from mmspeech.config import GenerationConfig
 from mmspeech.frames import FRAME_RATE_HZ, FRAME_SAMPLES, samples_to_seconds
+from mmspeech.nn.cuda_graph import Record, Recordings
 from mmspeech.nn.streaming import State
 from mmspeech.serve.eyes import FrameCounts, FrameInbox, check_sight, look
 from mmspeech.serve.prompt import PromptFrames, silence_codes
@@ -53,7 +55,7 @@ class CallBatch:
     pictures at any time. All begin at once; `begin` puts a new call in the place of one.
 
     `sampling` None takes the checkpoint's own. `seed` is one number or one per call; the same seed and input give the
-    same call on the same machine, whoever else is there.
+    same call on the same machine, whoever else is there. `record`: see mmspeech.nn.cuda_graph.
     """
 
     def __init__(
@@ -63,12 +65,14 @@ class CallBatch:
         batch_size: int = 1,
         sampling: GenerationConfig | None = None,
         seed: int | Sequence[int] = 0,
+        record: Record | None = None,
     ):
         self.bundle = bundle
         self.batch_size = batch_size
         self.device = next(bundle.model.lm.parameters()).device
         sampling = bundle.config.generation if sampling is None else sampling
-        self.generator = bundle.model.generator(batch_size, sampling=sampling, seed=seed)
+        self.generator = bundle.model.generator(batch_size, sampling=sampling, seed=seed, record=record)
+        self._record, self._recordings = record, Recordings(record)
         codec = bundle.codec
         self.codec_rows = CodecRows(codec.init_encoder_state(batch_size), codec.init_decoder_state(batch_size))
         self._first_codec_rows = {batch_size: self.codec_rows}
@@ -102,6 +106,11 @@ class CallBatch:
             self._window.reset(chosen)
         self._inboxes[row] = FrameInbox()
         self._scripts[row] = Script(self.generator.lm.layout, prompt)
+
+    def enough_places(self, count: int) -> int:
+        """How many places to step for calls in the first `count`: as many, or, where each number is recorded, the next
+        power of two, so that few are. Places that nobody holds may be stepped: who comes begins anew."""
+        return count if self._record is None else min(self.batch_size, 1 << (count - 1).bit_length())
 
     def is_prompting(self, row: int) -> bool:
         """Whether the next step of a call is one of its prompt."""
@@ -176,8 +185,9 @@ class CallBatch:
         """pcm [n, 1920] -> the callers' codes [n, K]."""
         if not 0 < len(pcm) <= self.batch_size or pcm.shape[1:] != (FRAME_SAMPLES,):
             raise ValueError(f"expected pcm [{self.batch_size}, {FRAME_SAMPLES}] or fewer rows, got {list(pcm.shape)}")
-        state = self._first(len(pcm)).encoder
-        return self.bundle.codec.encode(pcm[:, None].to(self.device), state=state)[:, :, 0]
+        codec, state = self.bundle.codec, self._first(len(pcm)).encoder
+        run, pcm = partial(codec.encode, state=state), pcm[:, None].to(self.device)
+        return self._recordings.run(("listen", len(pcm)), run, pcm, states=[state], kept=None)[:, :, 0]
 
     @torch.no_grad()
     def think(self, codes: Tensor, *, text_ids: Tensor | None = None) -> FrameOut | None:
@@ -209,8 +219,9 @@ class CallBatch:
         """The model's frames of the first `count` calls -> wave [count, 1920] on the CPU."""
         if out is None:
             return torch.zeros(count, FRAME_SAMPLES)
-        wave = self.bundle.codec.decode(out.codes.clamp(min=0)[:, :, None], state=self._first(count).decoder)
-        wave = wave[:, 0].float().cpu()
+        codec, state = self.bundle.codec, self._first(count).decoder
+        run, codes = partial(codec.decode, state=state), out.codes.clamp(min=0)[:, :, None]
+        wave = self._recordings.run(("speak", count), run, codes, states=[state], kept=None)[:, 0].float().cpu()
         silent = [row for row in range(count) if self.frame_of(row) < 0]
         if silent:
             # Their decoders have heard nothing yet.

@@ -18,6 +18,7 @@ import torch
 
 from mmspeech.config import ConfigError
 from mmspeech.frames import FRAME_RATE_HZ, FRAME_SAMPLES
+from mmspeech.nn.cuda_graph import Record
 from mmspeech.serve.call import Call, CallEnd
 from mmspeech.serve.engine import CallBatch, settle_threads
 from mmspeech.serve.session import TextReader
@@ -41,14 +42,15 @@ class Worker:
 
     step_sec: how long the last steps took. overruns: steps that took longer than a frame lasts. failures: of the model;
     each ends all calls that were on, and the next begin anew. num_processes: how many share the machine's cores.
+    record: see mmspeech.nn.cuda_graph.
     """
 
-    def __init__(self, bundle: "Bundle", *, places: int, num_processes: int = 1):
-        self.bundle, self.places, self._num_processes = bundle, places, num_processes
+    def __init__(self, bundle: "Bundle", *, places: int, num_processes: int = 1, record: Record | None = None):
+        self.bundle, self.places, self._num_processes, self._record = bundle, places, num_processes, record
         self.step_sec: deque[float] = deque(maxlen=RECENT_STEPS)
         self.overruns = self.failures = self.steps = 0
         self._reader = TextReader(bundle)
-        self._batch = CallBatch(bundle, batch_size=places)
+        self._batch = CallBatch(bundle, batch_size=places, record=record)
         self._calls: dict[int, Call] = {}
         self._begun: dict[int, Call] = {}  # whose call a row of the batch is
         self._late: set[int] = set()  # rows that heard silence in the last step, for want of sound
@@ -151,7 +153,7 @@ class Worker:
         if not there:
             return
         self._late = {row for row in there if heard[row] is None}
-        count = max(there) + 1
+        count = self._batch.enough_places(max(there) + 1)
         pcm = np.zeros((count, FRAME_SAMPLES), np.float32)
         for row, call in there.items():
             self._prepare(row, call)
@@ -184,7 +186,7 @@ class Worker:
     def _fail(self, calls: dict[int, Call], error: Exception) -> None:
         self.failures += 1
         log.exception("the model failed; %d calls end", len(calls))
-        self._batch = CallBatch(self.bundle, batch_size=self.places)
+        self._batch = CallBatch(self.bundle, batch_size=self.places, record=self._record)
         with self._ready:
             ended = [call for row, call in calls.items() if self._calls.get(row) is call]
             self._calls = {row: call for row, call in self._calls.items() if call not in ended}

@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 
 from mmspeech.config import GenerationConfig
+from mmspeech.nn.cuda_graph import record_cuda_graph
 from mmspeech.serve.call import Call
 from mmspeech.serve.engine import CallBatch
 from mmspeech.serve.worker import PATIENCE_SEC, Worker
+from tests.tape import read_all_slots, record_on_tape
 
 GREEDY = GenerationConfig(text_temperature=0.0, audio_temperature=0.0)
 LOOSE = GenerationConfig(text_temperature=0.9, text_top_k=5, audio_temperature=0.7, audio_top_k=12)
@@ -65,8 +67,27 @@ def test_also_with_eyes_that_see_motion(clip_bundle):
     come_and_go(clip_bundle, GREEDY)
 
 
-def come_and_go(bundle, sampling):
-    rng, calls = random.Random(1), CallBatch(bundle, batch_size=PLACES)
+@pytest.mark.parametrize("sampling", [GREEDY, LOOSE], ids=["greedy", "sampled"])
+def test_also_when_steps_are_recorded(remembering_bundle, sampling, monkeypatch):
+    read_all_slots(monkeypatch)
+    come_and_go(remembering_bundle, sampling, record=record_on_tape)
+
+
+def test_few_numbers_of_places_are_recorded(small_bundle):
+    recorded, plain = (CallBatch(small_bundle, batch_size=6, record=record) for record in (record_on_tape, None))
+    assert [recorded.enough_places(count) for count in range(1, 7)] == [1, 2, 4, 4, 6, 6]
+    assert [plain.enough_places(count) for count in range(1, 7)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_also_as_cuda_graphs(remembering_bundle):
+    remembering_bundle.model.to("cuda"), remembering_bundle.codec.to("cuda")
+    come_and_go(remembering_bundle, GREEDY, record=record_cuda_graph)
+
+
+def come_and_go(bundle, sampling, record=None):
+    rng, calls = random.Random(1), CallBatch(bundle, batch_size=PLACES, record=record)
     others = {2: GenerationConfig(text_top_k=3, audio_top_k=2), 5: GREEDY}
     waiting = [Caller(number, sampling=others.get(number, sampling)) for number in range(10)]
     everyone, there = list(waiting), {}
