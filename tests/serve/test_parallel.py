@@ -109,6 +109,7 @@ def test_talk_with_and_without_a_launcher(launcher, small_checkpoint, tmp_path):
     assert (tmp_path / "two.wav").read_bytes() == (tmp_path / "one.wav").read_bytes()
 
 
+@pytest.mark.slow
 def test_bench_stands_beside_one_process(small_checkpoint, tmp_path):
     out = tmp_path / "bench.json"
     bench = ["-m", "mmspeech.cli", "bench", "--model", small_checkpoint, "--frames", 20, "--out", out]

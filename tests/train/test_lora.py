@@ -65,11 +65,12 @@ def test_all_with_lora_is_all_but_the_wrapped_matrices(make_config, small_checkp
 @pytest.mark.parametrize(
     "change",
     [
-        {"lora": SMALL},
-        {"lora": SMALL | {"dropout": 0.2, "targets": ["lm.temporal.*"]}, "recompute_layers": True},
-        {"lora": SMALL, "frozen_precision": "bf16"},
+        pytest.param({"lora": SMALL}, id="both", marks=pytest.mark.slow),
+        pytest.param(
+            {"lora": SMALL | {"dropout": 0.2, "targets": ["lm.temporal.*"]}, "recompute_layers": True}, id="dropout"
+        ),
+        pytest.param({"lora": SMALL, "frozen_precision": "bf16"}, id="frozen in bf16", marks=pytest.mark.slow),
     ],
-    ids=["both", "dropout", "frozen in bf16"],
 )
 def test_four_steps_equal_two_a_kill_and_two_more(change, make_config):
     settings = {"trainable": ["adapters"]} | change

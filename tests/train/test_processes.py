@@ -65,10 +65,12 @@ def reference(tmp_path_factory):
     return {}
 
 
-SLOW = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("zero1", "zero2", "zero2_offload", "zero3_offload")]
+SLOW = [
+    pytest.param(mode, marks=pytest.mark.slow) for mode in ("ddp", "zero1", "zero2", "zero2_offload", "zero3_offload")
+]
 
 
-@pytest.mark.parametrize("mode", ["ddp", "zero3", *SLOW])
+@pytest.mark.parametrize("mode", ["zero3", *SLOW])
 def test_two_processes_take_the_steps_of_one_and_one_goes_on_from_theirs(
     mode, make_config, small_checkpoint, reference, tmp_path
 ):
