@@ -29,6 +29,7 @@ from mmspeech.checkpoint import CONFIG, Bundle, load_model, load_speech_model, r
 from mmspeech.config import ConfigError, GenerationConfig, ModelConfig, parse_config, read_mapping
 from mmspeech.lm.generate import FrameGenerator
 from mmspeech.lm.model import DuplexLM, VisionSpeechModel
+from mmspeech.nn.cuda_graph import Record
 from mmspeech.serve.engine import settle_threads
 from mmspeech.serve.ranks import LOAD_TIMEOUT_SEC, Ranks
 from mmspeech.serve.sharding import check_deepspeed, check_divisible, shard
@@ -157,9 +158,16 @@ class SplitModel(nn.Module):
         return context
 
     def generator(
-        self, batch_size: int, *, sampling: GenerationConfig | Sequence[GenerationConfig], seed: int | Sequence[int] = 0
+        self,
+        batch_size: int,
+        *,
+        sampling: GenerationConfig | Sequence[GenerationConfig],
+        seed: int | Sequence[int] = 0,
+        record: Record | None = None,
     ) -> SplitGenerator:
-        """As VisionSpeechModel.generator."""
+        """As VisionSpeechModel.generator; what several processes do together can not be recorded."""
+        if record is not None:
+            raise ConfigError("CUDA graphs with a model that is split over processes: leave one of them out")
         return SplitGenerator(self.lm, batch_size, sampling, seed, lead=self._lead)
 
 
