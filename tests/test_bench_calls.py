@@ -17,7 +17,7 @@ def test_calls_are_timed_over_sockets(small_checkpoint, tmp_path):
     assert result.exit_code == 0, result.output
     (row,) = json.loads(out.read_text())["rows"]
     assert row["calls"] == 2 and row["processes"] == 1 and not row["problems"]
-    assert 0 < row["answered"] <= 1 and row["skipped"] >= 0  # how many depends on the machine
+    assert 0 < row["answered"] <= 1  # how many depends on the machine
     own_ms = row["mouth_to_ear_ms"]["p50"] - row["reply_ms"]["p50"]
     assert own_ms > 80  # a frame has to be spoken before it can be sent
 

@@ -181,7 +181,7 @@ class FrameGenerator:
         visual = self.visual if self.visual is None or count == self.batch_size else self.visual.first(count)
         forced = (text_ids is not None, own_codes is not None)
         self.trace = self._recordings.run(
-            (count, id(self.visual), self.sampler.kind, forced),
+            (count, self.sampler.kind, forced),
             lambda *given: self._advance(rows, visual, *given),
             user_codes, text_ids, own_codes,
             states=[rows], kept=self.visual,

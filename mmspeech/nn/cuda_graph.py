@@ -57,7 +57,7 @@ def put_back(states: Sequence[State], kept: Sequence[State]) -> None:
 class _Recording:
     inputs: tuple[Tensor | None, ...]
     replay: Run
-    kept: Any  # what the recording reads beside its inputs stays where it is
+    kept: Any  # what the recording reads beside its inputs stays where it is, and its id is nobody else's
 
 
 class Recordings:
@@ -78,14 +78,15 @@ class Recordings:
         self, key: Hashable, function: Callable[..., Any], *inputs: Tensor | None, states: Sequence[State], kept: Any
     ) -> Any:
         """`function(*inputs)`, which changes `states` in place. `kept`: what it reads beside them, told apart by
-        identity, not by the key. What is recorded gives the same tensors every time, with new contents."""
+        identity; it is part of the key. What is recorded gives the same tensors every time, with new contents."""
         if self._record is None:
             return function(*inputs)
-        made = self._made.get(key)
-        if made is None or made.kept is not kept:
+        place_of = (key, id(kept))
+        made = self._made.get(place_of)
+        if made is None:
             held = tuple(None if one is None else one.clone() for one in inputs)
             made = _Recording(held, self._record(lambda: function(*held), states), kept)
-            self._made[key] = made
+            self._made[place_of] = made
         for place, one in zip(made.inputs, inputs, strict=True):
             if place is not None:
                 place.copy_(one)

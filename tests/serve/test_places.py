@@ -1,5 +1,6 @@
 """Calls that come and go in one batch: each is what it is alone, whoever is beside it."""
 
+import copy
 import random
 
 import numpy as np
@@ -80,10 +81,10 @@ def test_few_numbers_of_places_are_recorded(small_bundle):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_also_as_cuda_graphs(remembering_bundle):
-    remembering_bundle.model.to("cuda"), remembering_bundle.codec.to("cuda")
-    come_and_go(remembering_bundle, GREEDY, record=record_cuda_graph)
+    bundle = copy.deepcopy(remembering_bundle)
+    bundle.model.to("cuda"), bundle.codec.to("cuda")
+    come_and_go(bundle, GREEDY, record=record_cuda_graph)
 
 
 def come_and_go(bundle, sampling, record=None):
