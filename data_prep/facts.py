@@ -15,13 +15,13 @@ from pydantic import Field
 from data_prep.clips import COMMENTARY_APART_SEC
 from data_prep.encode import codec_stamp
 from data_prep.film import film
-from data_prep.happenings import KINDS, random_clip
+from data_prep.happenings import EVEN, random_clip
 from data_prep.motion import SEEN_FPS, Clip, seen_sec
-from data_prep.motion_dialogue import EVENT_KINDS, TimedTurn, clip_turns, commentary
+from data_prep.motion_dialogue import TimedTurn, clip_turns, commentary, draw_turn
 from data_prep.render import render_png
 from data_prep.scenes import item_rng
 from data_prep.world import random_scene
-from data_prep.world_dialogue import Turn, pick, visual_turn
+from data_prep.world_dialogue import pick, visual_turn
 from data_prep.world_speak import Timing
 from mmspeech.checkpoint import load_codec
 from mmspeech.config import StrictModel
@@ -32,9 +32,6 @@ from mmspeech.types import Sample, Visual, Word
 WORD_FRAMES = (1, 4)  # how long a word of a sentence lasts: in slow ones, as in speech, things happen meanwhile
 GAP_FRAMES = (1, 2)  # between sentences
 QUIET_FRAMES = (4, 16)  # after the last comment
-# Of the kinds of sentences; 1 for all others. What is asked often, or has many answers, is told more often.
-KIND_WEIGHTS = {"happened": 3.0, "how_often": 2.0, "where_first": 2.0, "appeared": 1.5, "vanished": 1.5}
-EVEN = dict.fromkeys(KINDS, 1 / len(KINDS))  # what is rare in clips takes as long to learn as what is not
 
 
 class FactsSettings(StrictModel):
@@ -100,22 +97,10 @@ def _known(rng: np.random.Generator, settings: FactsSettings) -> Made:
         new = [turn for turn in true if turn.answer not in told]
         if not new or len(told) == settings.num_facts:
             return None
-        kind = _draw_kind({_kind(turn) for turn in new}, rng)
-        told.append(pick(rng, [turn.answer for turn in new if _kind(turn) == kind]))
+        told.append(draw_turn(new, rng).answer)
         return told[-1]
 
     return _lay_out(next_one, rng), _shown(clip, -begin_sec, settings)
-
-
-def _kind(turn: Turn) -> str:
-    """All that is there is one kind beside those of what has happened."""
-    return turn.kind if turn.kind in EVENT_KINDS else "there"
-
-
-def _draw_kind(kinds: set[str], rng: np.random.Generator) -> str:
-    names = sorted(kinds)
-    weights = np.array([KIND_WEIGHTS.get(name, 1.0) for name in names])
-    return names[int(rng.choice(len(names), p=weights / weights.sum()))]
 
 
 def _told(rng: np.random.Generator, settings: FactsSettings) -> Made:

@@ -34,7 +34,7 @@ def film(clip: Clip, *, size_px: int = 96) -> bytes:
             state = clip.state(number / FILM_FPS)
             if state != drawn:
                 picture = np.asarray(painter.picture(state))
-                drawn, frame = state, av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+                drawn, frame = state, av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts = number
             out.mux(stream.encode(frame))
         out.mux(stream.encode())

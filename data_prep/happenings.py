@@ -33,6 +33,7 @@ SHARES = {
 _COUNT_SHARES = (0.4, 0.4, 0.2)  # of clips with one, two and three events
 _TRIES = 12  # for an event of a kind
 KINDS = tuple(SHARES)
+EVEN = dict.fromkeys(KINDS, 1 / len(KINDS))  # what is rare in clips takes as long to learn as what is not
 
 
 def random_clip(

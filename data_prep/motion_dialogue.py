@@ -6,7 +6,7 @@ what kind of thing comes.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -319,6 +319,21 @@ def clip_turns(
         latest_sec = min(timed.latest_sec, clip.duration_sec + LATEST_SEC)
         if timed.earliest_sec <= latest_sec:
             yield TimedTurn(timed.turn, timed.earliest_sec, latest_sec)
+
+
+# Of the kinds of turns that training draws; 1 for all others. What is asked often, or has many answers, comes more often.
+KIND_WEIGHTS = {
+    "happened": 3.0, "how_often": 2.0, "where_first": 2.0, "colour_before": 1.5, "appeared": 1.5, "vanished": 1.5,
+}  # fmt: skip
+
+
+def draw_turn(turns: Sequence[Turn], rng: np.random.Generator) -> Turn:
+    """One of them: first its kind (all that is there is one kind beside those of what has happened), then the turn."""
+    kinds = [turn.kind if turn.kind in EVENT_KINDS else "there" for turn in turns]
+    names = sorted(set(kinds))
+    weights = np.array([KIND_WEIGHTS.get(name, 1.0) for name in names])
+    kind = names[int(rng.choice(len(names), p=weights / weights.sum()))]
+    return pick(rng, [turn for turn, own in zip(turns, kinds, strict=True) if own == kind])
 
 
 def commentary(clip: Clip, rng: np.random.Generator) -> TimedTurn:

@@ -22,7 +22,7 @@ from data_prep.clips import COMMENTARY_APART_SEC
 from data_prep.film import film
 from data_prep.happenings import random_clip
 from data_prep.motion import SEEN_FPS, Clip, seen_sec
-from data_prep.motion_dialogue import TimedTurn, clip_turns, commentary
+from data_prep.motion_dialogue import TimedTurn, clip_turns, commentary, draw_turn
 from data_prep.mouth import LEAD_SEC, TAIL_SEC, Mouth
 from data_prep.render import render_png
 from data_prep.scenes import item_rng
@@ -250,11 +250,14 @@ def _asked_turns(
 
 def _ask_about(draft: Draft, clip: Clip, rng: np.random.Generator) -> float | None:
     """A question about the clip with its answer; returns when the clip begins, None when nobody asked any."""
+    found: dict[Turn, tuple[Piece, TimedTurn]] = {}
     for timed in clip_turns(clip, rng, tries=TRIES // CLIP_TRIES):
         asked = draft.bank.find(timed.turn, rng)
         if asked is not None and draft.mouth.can_say(timed.turn.answer):
-            return _place(draft, asked, timed, rng, early=rng.random() < EARLY_SHARE)
-    return None
+            found[timed.turn] = asked, timed
+    if not found:
+        return None
+    return _place(draft, *found[draw_turn(list(found), rng)], rng, early=rng.random() < EARLY_SHARE)
 
 
 def _place(draft: Draft, asked: Piece, timed: TimedTurn, rng: np.random.Generator, *, early: bool) -> float:

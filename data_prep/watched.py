@@ -16,7 +16,7 @@ from pydantic import Field
 
 from data_prep.files import write_atomic
 from data_prep.film import film
-from data_prep.happenings import random_clip
+from data_prep.happenings import EVEN, random_clip
 from data_prep.motion import (
     SEEN_FPS,
     Appear,
@@ -36,7 +36,10 @@ from data_prep.scenes import item_rng
 from data_prep.world import check_split
 from mmspeech.config import StrictModel
 
-Happening = Literal["move", "cross", "grow", "shrink", "blink", "appear", "vanish", "recolour"]
+Happening = Literal[
+    "move left", "move right", "move up", "move down", "cross", "grow", "shrink", "blink 1", "blink 2", "blink 3",
+    "blink 4", "appear", "vanish", "recolour",
+]  # fmt: skip
 
 
 class Watched(StrictModel):
@@ -45,8 +48,8 @@ class Watched(StrictModel):
     there: it can be seen. gone: it has vanished; shape, colour, x, y and radius (in picture widths) are as it was last
     seen. Neither: it is away for the moment of a blink. moving: since the frame before. moved: the last time. blinks:
     how often it went away for a moment. was: its colour before it changed. first: its place at the beginning, 0..8 row
-    by row (None: it was not there). event: what happened to it last and is over; ago_sec: since when, where nothing has
-    happened to any object after that.
+    by row (None: it was not there). event: what happened to it last and is over; ago_sec: since when; latest: nothing
+    has happened to any object after that. event_before: what happened to it before that.
     """
 
     shape: str
@@ -65,6 +68,8 @@ class Watched(StrictModel):
     first: int | None = Field(None, ge=0, le=8)
     event: Happening | None = None
     ago_sec: float | None = None
+    latest: bool = False
+    event_before: Happening | None = None
 
 
 def watch(clip: Clip, at_sec: float) -> list[Watched]:
@@ -91,9 +96,11 @@ def _watched(clip: Clip, index: int, look: Look | None, begun: list[Event], at_s
     if index < len(clip.start.objects):
         known["first"] = clip.start.objects[index].row * 3 + clip.start.objects[index].column
     if over:
-        known["event"] = over[-1][1].kind
-        finished = [event for event in begun if event.over_sec <= at_sec + 1e-6]
-        known["ago_sec"] = round(at_sec - over[-1][1].over_sec, 3) if finished[-1] is over[-1][1] else None
+        last_event, finished = over[-1][1], [event for event in begun if event.over_sec <= at_sec + 1e-6]
+        known |= {"event": _happening(last_event), "ago_sec": round(at_sec - last_event.over_sec, 3)}
+        known["latest"] = finished[-1] is last_event
+    if len(over) > 1:
+        known["event_before"] = _happening(over[-2][1])
     place = {name: round(getattr(last, name), 4) for name in ("x", "y", "radius")}
     return Watched(shape=last.shape, colour=last.colour, **place, **known)
 
@@ -102,6 +109,15 @@ def _touched(clip: Clip, number: int) -> tuple[int, ...]:
     """The objects an event happens to, with the one that appears."""
     event = clip.events[number]
     return (len(clip.rests[number]),) if isinstance(event, Appear) else event.touched
+
+
+def _happening(event: Event) -> str:
+    match event:
+        case Move():
+            return f"move {event.way}"
+        case Blink():
+            return f"blink {event.times}"
+    return event.kind
 
 
 def _last_look(clip: Clip, index: int, begun: list[Event]) -> Look:
@@ -145,7 +161,7 @@ def make_watched(
         path = out / f"{index:06d}.watched.json"
         if path.is_file():  # written last
             continue
-        clip = random_clip(item_rng(seed, split, index, "watched"), split=split)
+        clip = random_clip(item_rng(seed, split, index, "watched"), split=split, shares=EVEN)
         write_atomic(path.with_name(f"{index:06d}.mp4"), film(clip, size_px=size_px))
         write_atomic(path.with_name(f"{index:06d}.json"), clip.model_dump_json().encode())
         frames = [[item.model_dump(exclude_defaults=True) for item in frame] for frame in watch_clip(clip)]

@@ -5,8 +5,9 @@
 The clips are NAME.mp4 with NAME.watched.json as `python -m data_prep watched` makes them. The tower of pictures stays
 as it is; only its window blocks learn. Every token is asked, through one linear layer that is thrown away, what it
 should say of the object on it: which way it moves and last moved, whether it has grown, how often it blinked, its
-colour before, its first place, what happened to it last and how long ago; and of an object that has vanished there,
-its shape and colour. A share of the windows begins with frames of another clip, as when a picture is changed.
+colour before, its first place, what happened to it last, how long ago and whether anything has happened since, and
+what before that; and of an object that has vanished there, its shape and colour. A share of the windows begins with
+frames of another clip, as when a picture is changed.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -27,12 +28,16 @@ from mmspeech.vision.memory import onset_of
 from mmspeech.vision.video import Video
 from train.command import run_stage
 from train.steps import StepsConfig, run_steps, table
+from train.machine import fast_precision
 from train.tower import export_tower, reader_grid
 
 MAX_OBJECTS = 8
 WAYS = ("left", "right", "up", "down")
-HAPPENINGS = ("move", "cross", "grow", "shrink", "blink", "appear", "vanish", "recolour")
-AGO_SEC = (1.0, 3.0)  # what happened last: just now, a little ago, longer ago
+HAPPENINGS = (
+    "move left", "move right", "move up", "move down", "cross", "grow", "shrink", "blink 1", "blink 2", "blink 3",
+    "blink 4", "appear", "vanish", "recolour",
+)  # fmt: skip
+AGO_SEC = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # since what happened last: fine enough to tell it from what came after
 PLACES = 9
 
 
@@ -80,9 +85,13 @@ def questions_of(config: WindowStageConfig) -> dict[str, Question]:
     ways = 1 + len(WAYS)
     there = {
         "moving": ways, "moved": ways, "resized": 3, "blinks": 5, "was": 1 + len(config.colours), "appeared": 2,
-        "first": 1 + PLACES, "event": 1 + len(HAPPENINGS), "ago": 2 + len(AGO_SEC),
+        "first": 1 + PLACES, "event": 1 + len(HAPPENINGS), "ago": 2 + len(AGO_SEC), "latest": 2,
+        "event_before": 1 + len(HAPPENINGS),
     }  # fmt: skip
-    gone = {"gone_shape": len(config.shapes), "gone_colour": len(config.colours), "gone_ago": 2 + len(AGO_SEC)}
+    gone = {
+        "gone_shape": len(config.shapes), "gone_colour": len(config.colours), "gone_ago": 2 + len(AGO_SEC),
+        "gone_latest": 2,
+    }  # fmt: skip
     return {name: Question(count) for name, count in there.items()} | {
         name: Question(count, of_gone=True) for name, count in gone.items()
     }
@@ -101,7 +110,7 @@ def load_clips(folder: str | Path, tower: VisionTower, config: WindowStageConfig
     with ThreadPoolExecutor(1) as pool:  # decodes ahead of the tower
         clips = pool.map(lambda path: _read_clip(path, tower, config), paths)
         for pixels, columns, fps in track(clips, total=len(paths), description=f"clips of {folder}"):
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=fast_precision(on_cpu=True) == "bf16"):
                 frames.append(tower.see_frames(pixels.contiguous(memory_format=torch.channels_last)).bfloat16())
             known.append(columns)
             rates.add(fps)
@@ -142,7 +151,7 @@ _NOWHERE = {"x": 0.0, "y": 0.0, "radius": 0.0, "there": False}
 def _numbers(item: dict[str, Any], config: WindowStageConfig) -> dict[str, float]:
     """The answers about an object as numbers; 0: none, or it never happened."""
     ago = 0 if item.get("ago_sec") is None else 1 + sum(item["ago_sec"] >= limit for limit in AGO_SEC)
-    gone = item.get("gone", False)
+    gone, latest = item.get("gone", False), int(item.get("latest", False))
     return {
         "x": float(item["x"]), "y": float(item["y"]), "radius": float(item["radius"]),
         "there": int(item["there"]), "gone": int(gone),
@@ -151,8 +160,9 @@ def _numbers(item: dict[str, Any], config: WindowStageConfig) -> dict[str, float
         "was": _place(item.get("was"), config.colours), "appeared": int(item.get("appeared", False)),
         "first": 0 if item.get("first") is None else 1 + item["first"],
         "event": _place(item.get("event"), HAPPENINGS), "ago": ago,
+        "latest": latest, "event_before": _place(item.get("event_before"), HAPPENINGS),
         "gone_shape": config.shapes.index(item["shape"]), "gone_colour": config.colours.index(item["colour"]),
-        "gone_ago": ago,
+        "gone_ago": ago, "gone_latest": latest,
     }  # fmt: skip
 
 
@@ -295,7 +305,9 @@ def train_window(config: WindowStageConfig) -> dict[str, float]:
     def losses_of(step: int) -> dict[str, Tensor]:
         windows = draw_windows(clips, tower, config, step)
         known = {name: value[windows[:, -1]] for name, value in clips.known.items()}
-        read = reader(tower.model.window(clips.frames[windows].float()))
+        frames = clips.frames[windows]
+        # Under autocast the blocks take them as they are kept: half the bytes to gather.
+        read = reader(tower.model.window(frames if torch.is_autocast_enabled("cpu") else frames.float()))
         return window_losses(read, known, questions, grid=grid)
 
     def scores_of() -> dict[str, float]:

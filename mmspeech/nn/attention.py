@@ -34,15 +34,17 @@ class Block:
 class Steps:
     """What all layers of one forward share.
 
-    positions [B or 1, T]; turns: rotary factors or None. A stream has mask [B, 1, T, C], true where a query may look,
-    and slots [B, 1, T, 1]: where it writes its steps; only the first C slots of the rings are read. Offline there are
-    blocks when the window is shorter than the sequence, and otherwise the plain causal mask, which needs neither.
+    positions [B or 1, T]; turns: rotary factors or None. A stream has slots [B, 1, T, 1], where it writes its steps,
+    reads the first `read` slots of the rings, and has mask [B, 1, T, read], true where a query may look, or None where
+    every query sees all of them. Offline there are blocks when the window is shorter than the sequence, and otherwise
+    the plain causal mask, which needs neither.
     """
 
     positions: Tensor
     turns: Tensor | None
     mask: Tensor | None = None
     slots: Tensor | None = None
+    read: int | None = None
     blocks: tuple[Block, ...] = ()
 
 
@@ -80,19 +82,23 @@ def streaming_steps(
             f"a chunk of {num_steps} steps came to a state made for {longest}: call init_state(max_steps={num_steps})"
         )
     positions = offset[:, None] + torch.arange(num_steps, device=offset.device)
+    slots, turns = (positions % capacity)[:, None, :, None], _turns(positions, head_dim, max_period)
+    reach = _known_reach(offset)
+    read = capacity if reach is None else min(capacity, reach[1] + num_steps)
+    if num_steps == 1 and reach is not None and reach[0] == reach[1] and read <= context:
+        return Steps(positions, turns, None, slots, read)  # calls in step: all that is there is seen
     last = positions[:, -1:]
-    used = _slots_to_read(last, capacity)
     # A slot holds the newest position congruent to it; negative ones were never written.
-    held = last - (last - torch.arange(used, device=offset.device)) % capacity
+    held = last - (last - torch.arange(read, device=offset.device)) % capacity
     distance = positions[:, :, None] - held[:, None]
     mask = (distance >= 0) & (distance < context) & (held >= 0)[:, None]
-    slots = (positions % capacity)[:, None, :, None]
-    return Steps(positions, _turns(positions, head_dim, max_period), mask[:, None], slots)
+    return Steps(positions, turns, mask[:, None], slots, read)
 
 
-def _slots_to_read(last: Tensor, capacity: int) -> int:
-    """Slots that no row has reached yet need not be read; to know it on another device would mean to wait for it."""
-    return min(capacity, int(last.max()) + 1) if last.device.type == "cpu" else capacity
+def _known_reach(offset: Tensor) -> tuple[int, int] | None:
+    """The least and the greatest number of steps taken by a row: slots that no row has reached need not be read. None
+    on other devices, where to know it would mean to wait."""
+    return (int(offset.min()), int(offset.max())) if offset.device.type == "cpu" else None
 
 
 def _turns(positions: Tensor, head_dim: int, max_period: float | None) -> Tensor | None:
@@ -128,8 +134,7 @@ class CausalSelfAttention(nn.Module):
             slots = steps.slots.expand_as(key)
             key = state.keys.scatter_(2, slots, key.detach().to(state.keys.dtype))
             value = state.values.scatter_(2, slots, value.detach().to(state.values.dtype))
-            used = steps.mask.shape[-1]
-            query, key, value = query.to(key.dtype), key[:, :, :used], value[:, :, :used]
+            query, key, value = query.to(key.dtype), key[:, :, : steps.read], value[:, :, : steps.read]
         if steps.blocks:
             parts = [
                 F.scaled_dot_product_attention(
@@ -139,5 +144,6 @@ class CausalSelfAttention(nn.Module):
             ]
             y = torch.cat(parts, dim=2)
         else:
-            y = F.scaled_dot_product_attention(query, key, value, attn_mask=steps.mask, is_causal=steps.mask is None)
+            is_causal = state is None and steps.mask is None
+            y = F.scaled_dot_product_attention(query, key, value, attn_mask=steps.mask, is_causal=is_causal)
         return self.out_proj(y.transpose(1, 2).flatten(2).to(x.dtype))

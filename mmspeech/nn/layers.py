@@ -1,5 +1,8 @@
 """Norms, feed-forward and layer scale."""
 
+import math
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,9 +25,25 @@ class RMSNorm(nn.Module):
         if self.variance:
             wide = x.float()
             y = wide * (self.alpha.float() * torch.rsqrt(wide.var(dim=-1, keepdim=True) + self.eps))
+        elif x.device.type == "cpu":
+            y = _rms_norm_on_cpu(x.float(), self.alpha.float(), self.eps)
         else:
             y = F.rms_norm(x.float(), self.alpha.shape, self.alpha.float(), self.eps)
         return y.to(x.dtype)
+
+
+def _rms_norm_on_cpu(x: Tensor, alpha: Tensor, eps: float) -> Tensor:
+    """torch has no kernel of its own for it on CPUs: its ten operations take three times as long as these five, which
+    is a tenth of a small model's step. sqrt(mean(x^2) + eps) is hypot(|x|, sqrt(D * eps)) / sqrt(D)."""
+    least, scale = _norm_constants(x.shape[-1], eps)
+    return x / (torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), least) * scale) * alpha
+
+
+@cache
+def _norm_constants(dim: int, eps: float) -> tuple[Tensor, Tensor]:
+    """As tensors: an operation with a number of Python costs more than one with two tensors."""
+    with torch.inference_mode(False):
+        return torch.tensor(math.sqrt(dim * eps), device="cpu"), torch.tensor(dim**-0.5, device="cpu")
 
 
 def build_norm(kind: str, dim: int, *, eps: float) -> nn.Module:

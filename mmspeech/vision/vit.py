@@ -79,8 +79,9 @@ class _PatchEmbed(nn.Module):
 class WindowBlocks(nn.Module):
     """Tokens of the frames of a window [B, F, S, D], the newest last -> [B, S, D]: what each place has seen happen.
 
-    The frames of a place stand side by side (`frame_dim` numbers of each), so that their order is known; attention goes
-    from place to place.
+    The frames of a place stand side by side (`frame_dim` numbers of each), so that their order is known: a linear layer
+    and, for what is counted and compared, two with a GELU between them make one token of them. Attention goes from
+    place to place.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class WindowBlocks(nn.Module):
         super().__init__()
         self.frame = nn.Linear(dim, frame_dim)
         self.merge = nn.Linear(num_frames * frame_dim, dim)
+        self.compare = nn.Sequential(nn.Linear(num_frames * frame_dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
         self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, dim))
         self.blocks = nn.ModuleList(_Block(dim=dim, num_heads=num_heads, ffn_dim=ffn_dim) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
@@ -104,7 +106,8 @@ class WindowBlocks(nn.Module):
         self.apply(_init_linear)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.merge(self.frame(tokens).transpose(1, 2).flatten(2)) + self.pos_embed
+        history = self.frame(tokens).transpose(1, 2).flatten(2)
+        x = self.merge(history) + self.compare(history) + self.pos_embed
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

@@ -34,16 +34,17 @@ def test_a_clip_as_it_goes_on(clip):
     star, _ = watch(clip, 1.5)
     assert (star.moving, star.moved, star.event) == ("right", "right", None) and 0.4 < star.x < 0.6
     star, _ = watch(clip, 2.0)
-    assert (star.moving, star.moved, star.event, star.ago_sec) == ("right", "right", "move", 0.0)
+    assert (star.moving, star.moved, star.event, star.ago_sec) == ("right", "right", "move right", 0.0)
     star, circle = watch(clip, 2.5)  # the first time away
     assert star.moving is None and (circle.there, circle.gone, circle.blinks) == (False, False, 1)
     assert [watch(clip, sec)[1].blinks for sec in (3.0, 3.5, 4.0, 6.5)] == [1, 2, 2, 2]
     star, circle = watch(clip, 5.0)
     assert (star.colour, star.was, star.event, star.ago_sec) == ("green", "red", "recolour", 0.0)
-    assert (circle.event, circle.ago_sec) == ("blink", None)  # something else happened after it
+    assert (star.latest, star.event_before) == (True, "move right")
+    assert (circle.event, circle.ago_sec, circle.latest) == ("blink 2", 1.0, False)  # something else happened after it
     star, circle = watch(clip, 6.5)
-    assert (circle.there, circle.gone, circle.colour, circle.event, circle.ago_sec) == (
-        False, True, "blue", "vanish", 0.5,
+    assert (circle.there, circle.gone, circle.colour, circle.event, circle.ago_sec, circle.event_before) == (
+        False, True, "blue", "vanish", 0.5, "blink 2",
     )  # fmt: skip
 
 

@@ -33,8 +33,9 @@ def their_ring(monkeypatch):
     def steps_of(num_steps: int, *, offset, capacity: int, context: int, **others) -> Steps:
         steps = streaming_steps(num_steps, offset=offset, capacity=capacity, context=context, **others)
         last = steps.positions[:, -1:]
-        held = last - (last - torch.arange(steps.mask.shape[-1])) % capacity
-        return replace(steps, mask=steps.mask & (held > last - context)[:, None, None])
+        held = last - (last - torch.arange(steps.read)) % capacity
+        shown = (held > last - context)[:, None, None]
+        return replace(steps, mask=shown if steps.mask is None else steps.mask & shown)
 
     monkeypatch.setattr(transformer, "streaming_steps", steps_of)
 

@@ -128,6 +128,20 @@ def test_rotation_turns_interleaved_pairs():
     torch.testing.assert_close(turned[0, 0], torch.stack([angles.cos(), angles.sin()], dim=-1).flatten())
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e-6, 0.0])
+def test_rms_norm_is_torchs(scale):
+    norm = build_norm("rms", 48, eps=1e-8)
+    torch.nn.init.normal_(norm.alpha)
+    x = (torch.randn(3, 5, 48) * scale).requires_grad_()
+    y, expected = norm(x), torch.nn.functional.rms_norm(x, (48,), norm.alpha, 1e-8)
+    torch.testing.assert_close(y, expected)
+    back = torch.randn_like(y)
+    gradients = [torch.autograd.grad(out, [x, norm.alpha], back) for out in (y, expected)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert norm(x.bfloat16()).dtype == torch.bfloat16
+
+
 def test_norm_flavours():
     x = torch.randn(3, 5, 8) + 1
     mean_square = x / (x.square().mean(dim=-1, keepdim=True) + 1e-8).sqrt()
