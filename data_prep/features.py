@@ -27,17 +27,20 @@ def make_features(data: Path, model: str | None, out: Path, *, shard: tuple[int,
     if tower is None:
         raise ConfigError(f"{bundle.path}: {bundle.config.name} has no eyes, so there are no features to keep")
     memory = Memory.of(bundle.config.lm.fusion)
-    form = PictureFormat(tower.image_size_px, tower.mean, tower.std, memory, tower.window)
     written = failed = 0
     with FeatureWriter(out, tower, name=str(shard[0])) as writer:
+        form = PictureFormat(tower.image_size_px, tower.mean, tower.std, memory, tower.window, writer.kept)
         for number in track(range(shard[0], len(calls), shard[1]), description="features"):
             call = calls[number]
             try:
-                seen = see_visuals(call.visuals, num_frames=call.codes.shape[1], memory=form.memory, window=form.window)
+                seen = see_visuals(call.visuals, num_frames=call.codes.shape[1], form=form)
             except ConfigError as error:
                 (out / f"{call.id}.err").write_text(f"{error}\n", encoding="utf-8")
                 failed += 1
                 continue
+            for frame in seen:
+                if frame.duration_sec is not None:
+                    writer.add_clip(frame.content_name, frame.duration_sec)
             written += _write(writer, tower, lay_pictures([seen], form)) if seen else 0
     return written, failed
 

@@ -321,7 +321,7 @@ def clip_turns(
             yield TimedTurn(timed.turn, timed.earliest_sec, latest_sec)
 
 
-# Of the kinds of turns that training draws; 1 for all others. What is asked often, or has many answers, comes more often.
+# Of the kinds of turns in training; 1 for all others. What is asked often, or has many answers, comes more often.
 KIND_WEIGHTS = {
     "happened": 3.0, "how_often": 2.0, "where_first": 2.0, "colour_before": 1.5, "appeared": 1.5, "vanished": 1.5,
 }  # fmt: skip

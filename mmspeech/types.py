@@ -16,7 +16,8 @@ class VisualContext:
     up to, not including, the last; until_frames None: no token ever leaves. A token no position may see (padding, or a
     row without a picture) has onset NEVER. stamp_frames [B, S] long: what a token's age counts from, where that is not
     its onset (None: it is). at_once: all tokens of a row have the same onset and none leaves (a promise, which spares
-    attention its mask).
+    attention its mask). frame_tokens: so many tokens each lie side by side and belong to one picture, and pictures come
+    and leave in the order in which they lie (None: nothing is promised).
     """
 
     keys: tuple[Tensor, ...]
@@ -25,6 +26,7 @@ class VisualContext:
     until_frames: Tensor | None = None
     stamp_frames: Tensor | None = None
     at_once: bool = False
+    frame_tokens: int | None = None
 
     NEVER = torch.iinfo(torch.int64).max
 

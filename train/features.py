@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mmspeech.data.features import FeatureShards, looks
+from mmspeech.data.visuals import Kept
 from mmspeech.types import Batch
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ class FeatureCache:
     def __init__(self, tower: "VisionTower", *, size: int, shards: FeatureShards | None = None):
         self.tower, self.size, self.shards = tower, size, shards
         self._known: dict[str, Seen] = {}
+
+    @property
+    def kept(self) -> Kept:
+        """What need not be decoded."""
+        return Kept() if self.shards is None else self.shards.kept
 
     @torch.no_grad()
     def fill(self, batch: Batch) -> None:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,7 @@ from train.settings import TrainConfig
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from mmspeech.data.visuals import PictureFormat
     from mmspeech.types import Batch
     from mmspeech.vision.encoder import VisionTower
 
@@ -80,6 +81,11 @@ class Learner:
     def zero_optimizer(self) -> Any:
         """DeepSpeed's optimiser around ours."""
         return self._wrapped.optimizer
+
+    @property
+    def pictures(self) -> "PictureFormat | None":
+        """What calls have to look like for the model's eyes, and what of them need not be decoded; None without any."""
+        return None if self.features is None else replace(self.origin.pictures, kept=self.features.kept)
 
     def seen(self, batch: "Batch") -> "Batch":
         """The batch on this process's device, with what the tower makes of its pictures."""

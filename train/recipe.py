@@ -191,13 +191,14 @@ def set_up(config: TrainConfig, accelerator: "Accelerator") -> tuple[Learner, Da
     origin.model.lm.temporal.transformer.recompute = config.recompute_layers
     if config.compile_layers:
         origin.model.lm.temporal.transformer.compile_layers()
-    pictures = origin.pictures
+    learner = Learner(accelerator, origin, config, trainable)
+    pictures = learner.pictures
     layouts = [
         build_layout(config.data, tokenizer=origin.tokenizer, stamp=sources[0][0].info.codec, training=training)
         for training in (True, False)
     ]
     data = Data(sources, valid, CallBatches(sources, layout=layouts[0], pictures=pictures), layouts[1], pictures)
-    return Learner(accelerator, origin, config, trainable), data
+    return learner, data
 
 
 def _choose_trainable(origin: Origin, config: TrainConfig) -> list[str]:

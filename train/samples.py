@@ -151,7 +151,7 @@ def _seen(origin: "Origin", sample: Sample, *, max_frames: int) -> list[SeenFram
     if form is None:
         return []
     num_frames = min(max_frames, sample.codes.shape[1])
-    return see_visuals(sample.visuals, num_frames=num_frames, memory=form.memory, window=form.window)
+    return see_visuals(sample.visuals, num_frames=num_frames, form=form)
 
 
 def _look(origin: "Origin", seen: list[SeenFrame], device: torch.device) -> VisualContext | None:

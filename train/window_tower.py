@@ -27,8 +27,8 @@ from mmspeech.vision.image import to_pixels
 from mmspeech.vision.memory import onset_of
 from mmspeech.vision.video import Video
 from train.command import run_stage
-from train.steps import StepsConfig, run_steps, table
 from train.machine import fast_precision
+from train.steps import StepsConfig, run_steps, table
 from train.tower import export_tower, reader_grid
 
 MAX_OBJECTS = 8

@@ -200,10 +200,7 @@ def stack(rows: list[Row], *, pictures: PictureFormat | None = None) -> Batch:
     )
     if pictures is None:
         return batch
-    seen = [
-        see_visuals(row.visuals, num_frames=row.codes.shape[1], memory=pictures.memory, window=pictures.window)
-        for row in rows
-    ]
+    seen = [see_visuals(row.visuals, num_frames=row.codes.shape[1], form=pictures) for row in rows]
     return replace(batch, **vars(lay_pictures(seen, pictures))) if any(seen) else batch
 
 

@@ -1,8 +1,9 @@
 """What a frozen tower makes of pictures and frames, kept in shards, by their content.
 
 A folder of `features-*.safetensors`, each whole by itself: tensors `features` [N, S, D] bfloat16 (and `mask` [N, S]
-bool for towers with variable token counts), and in its metadata the key of each row and the tower it was made with.
-Several processes may write into one folder; who goes on leaves out what is there.
+bool for towers with variable token counts), and in its metadata the key of each row, how long the clips are that they
+are of, and the tower it was made with. Several processes may write into one folder; who goes on leaves out what is
+there.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mmspeech.config import ConfigError
+from mmspeech.data.visuals import Kept
 
 if TYPE_CHECKING:
     from mmspeech.data.visuals import Pictures
@@ -55,7 +57,7 @@ class FeatureShards:
 
     def __init__(self, path: str | Path, tower: "VisionTower"):
         self.path, wanted = Path(path), tower_hash(tower)
-        self._files, self._places = [], {}
+        self._files, self._places, self._durations_sec = [], {}, {}
         for file in sorted(self.path.glob("features-*.safetensors")):
             self._open(file, wanted)
         if not self._files:
@@ -70,19 +72,22 @@ class FeatureShards:
             file = safe_open(path, framework="pt")
             said = file.metadata()
             keys, made_with = json.loads(said["keys"]), said["tower"]
+            durations_sec = json.loads(said["durations_sec"])
         except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
             raise ConfigError(f"{path}: broken ({error}); delete it and make the features again") from error
         if made_with != wanted:
             raise ConfigError(f"{path}: made with tower {made_with}, the model's is {wanted}; make the features again")
         self._places |= {key: (len(self._files), row) for row, key in enumerate(keys)}
+        self._durations_sec |= durations_sec
         self._files.append(file)
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def keys(self) -> set[str]:
-        """Of all that is kept."""
-        return set(self._places)
+    @property
+    def kept(self) -> Kept:
+        """What need not be decoded."""
+        return Kept(frozenset(self._places), self._durations_sec)
 
     def get(self, key: str) -> tuple[Tensor, Tensor | None] | None:
         """features [1, S, D] and mask [1, S] (None: all are tokens) of a key; None where it is not kept."""
@@ -95,12 +100,14 @@ class FeatureShards:
 
 
 class FeatureWriter:
-    """Adds to the features in a folder; a context manager. `name` tells the files of one process from another's."""
+    """Adds to the features in a folder; a context manager. `name` tells the files of one process from another's;
+    `kept`: what was there at the beginning."""
 
     def __init__(self, path: str | Path, tower: "VisionTower", *, name: str = "0"):
         self.path, self.name, self._hash = Path(path), name, tower_hash(tower)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._known = FeatureShards(self.path, tower).keys() if any(self.path.glob("features-*")) else set()
+        self.kept = FeatureShards(self.path, tower).kept if any(self.path.glob("features-*")) else Kept()
+        self._known, self._durations_sec = set(self.kept.keys), {}
         self._rows: list[tuple[str, Tensor, Tensor | None]] = []
 
     def __enter__(self) -> "FeatureWriter":
@@ -112,6 +119,10 @@ class FeatureWriter:
 
     def __contains__(self, key: str) -> bool:
         return key in self._known
+
+    def add_clip(self, name: str, duration_sec: float) -> None:
+        """How long the clip of this content is; before its frames."""
+        self._durations_sec[name] = duration_sec
 
     def add(self, key: str, features: Tensor, mask: Tensor | None) -> None:
         """features [S, D], mask [S] or None; what is there already stays as it is."""
@@ -132,6 +143,7 @@ class FeatureWriter:
         number = len(list(self.path.glob(f"features-{self.name}-*.safetensors")))
         file = self.path / f"features-{self.name}-{number:05d}.safetensors"
         temporary = file.with_name(f".{file.name}.tmp")
-        save_file(tensors, temporary, metadata={"keys": json.dumps(keys), "tower": self._hash})
+        said = {"keys": json.dumps(keys), "durations_sec": json.dumps(self._durations_sec), "tower": self._hash}
+        save_file(tensors, temporary, metadata=said)
         temporary.replace(file)
-        self._rows = []
+        self._rows, self._durations_sec = [], {}

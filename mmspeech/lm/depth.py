@@ -195,14 +195,13 @@ class DepthTransformer(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """hidden [B, D], text [B] -> the first `count` codes [B, K] and their K logits [B, card]; `choose(k, logits)`
         picks ids [B]."""
-        projected = self.hidden_in(hidden, count=count)
-        token, table, start = text, self.text_emb, 0
+        projected, token = self.hidden_in(hidden, count=count), _embed(text, self.text_emb)
         chosen, logits = [], []
         for k in range(count):
-            x = projected[k : k + 1] + _embed(token[None], table, start)
-            logits.append(self._run(x, first=k, state=state)[0])
-            token, table, start = choose(k, logits[-1]), self.audio_emb, k * self.audio_rows
-            chosen.append(token)
+            if k > 0:  # what is drawn is never -1
+                token = F.embedding(chosen[-1] + (k - 1) * self.audio_rows, self.audio_emb)
+            logits.append(self._run(projected[k : k + 1] + token, first=k, state=state)[0])
+            chosen.append(choose(k, logits[-1]))
         return torch.stack(chosen, dim=1), logits
 
     def _run(self, x: Tensor, *, first: int = 0, state: DepthState | None = None) -> Tensor:

@@ -49,7 +49,10 @@ def see_calls(
     if count <= memory.frames:
         return seen
     seen.until_frames = _per_token(memory.until(onset), there)
-    return _with_summaries(seen, onset, there, memory) if memory.slots and count > memory.group else seen
+    if memory.slots and count > memory.group:
+        return _with_summaries(seen, onset, there, memory)
+    seen.frame_tokens = tokens.shape[1]
+    return seen
 
 
 def _with_summaries(seen: VisualContext, onset: Tensor, there: Tensor, memory: Memory) -> VisualContext:

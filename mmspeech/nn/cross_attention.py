@@ -1,7 +1,7 @@
 """Gated cross-attention from a stream of steps to what is seen."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -79,10 +79,47 @@ class Gate(nn.Module):
         return torch.sigmoid(x + self.shift) if self.sigmoid else torch.tanh(x)
 
 
+BLOCK_STEPS = 6  # frames of a clip come 6 steps apart, so that a block sees two of them
+BLOCKS_FROM_FRAMES = 5  # fewer pictures are looked at faster all at once
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The steps of whole calls in blocks of BLOCK_STEPS, each of which looks only at pictures that a step of it sees.
+
+    frames [N * W] long: the W pictures of each of the N blocks, numbers into all pictures of all rows; B, T: of the
+    steps.
+    """
+
+    frames: Tensor
+    batch_size: int
+    num_steps: int
+    frame_tokens: int
+
+    def split(self, x: Tensor) -> Tensor:
+        """[B, T, ...] -> [N, BLOCK_STEPS, ...]; the last step is repeated to fill the last block."""
+        missing = -x.shape[1] % BLOCK_STEPS
+        if missing:
+            x = torch.cat([x, x[:, -1:].expand(-1, missing, *x.shape[2:])], dim=1)
+        return x.unflatten(1, (-1, BLOCK_STEPS)).flatten(0, 1)
+
+    def join(self, x: Tensor) -> Tensor:
+        """What `split` makes, put together again."""
+        return x.unflatten(0, (self.batch_size, -1)).flatten(1, 2)[:, : self.num_steps]
+
+    def pick(self, tokens: Tensor) -> Tensor:
+        """Of tokens [B, S, ...] those that each block looks at [N, W * frame_tokens, ...]."""
+        whole = tokens.flatten(0, 1).unflatten(0, (-1, self.frame_tokens)).flatten(1)  # a row each: copied as a whole
+        picked = whole.index_select(0, self.frames)
+        num_blocks = self.batch_size * -(-self.num_steps // BLOCK_STEPS)
+        return picked.view(num_blocks, -1, *tokens.shape[2:])
+
+
 @dataclass(frozen=True)
 class Sight:
     """What the steps of one forward see: mask [B, 1, T, S] and blind [B, T, 1], true where a step sees nothing; ages
-    [B, T, S] long: the bucket of how long ago a token came, where keys carry that.
+    [B, T, S] long: the bucket of how long ago a token came, where keys carry that. With `blocks` mask and ages are of
+    blocks, for B, and the tokens these look at.
 
     A blind step attends to everything, so that its softmax is finite, and its update is dropped. Where each row's
     tokens come at once, a step sees all of them or is blind, and there is no mask.
@@ -92,6 +129,7 @@ class Sight:
     mask: Tensor | None
     blind: Tensor
     ages: Tensor | None = None
+    blocks: Blocks | None = None
 
 
 def sight_of(context: VisualContext, positions: Tensor, *, age_starts: Tensor | None = None) -> Sight:
@@ -102,6 +140,8 @@ def sight_of(context: VisualContext, positions: Tensor, *, age_starts: Tensor | 
     onset, until = context.onset_frames, context.until_frames
     if context.at_once and age_starts is None:
         return Sight(context, None, (onset[:, None, 0] > positions)[..., None])
+    if _has_blocks(context, positions):
+        return _sight_in_blocks(context, positions.expand(len(onset), -1), age_starts)
     visible = onset[:, None, :] <= positions[:, :, None]
     if until is not None:
         visible = visible & (positions[:, :, None] < until[:, None, :])
@@ -112,6 +152,32 @@ def sight_of(context: VisualContext, positions: Tensor, *, age_starts: Tensor | 
         age = (positions[:, :, None] - stamps[:, None, :]).clamp(min=0)
         ages = torch.bucketize(age, age_starts, right=True) - 1
     return Sight(context, (visible | blind)[:, None], blind, ages)
+
+
+def _has_blocks(context: VisualContext, positions: Tensor) -> bool:
+    num_tokens, many = context.onset_frames.shape[1], BLOCKS_FROM_FRAMES
+    return context.frame_tokens is not None and num_tokens >= many * context.frame_tokens and positions.shape[1] > 1
+
+
+def _sight_in_blocks(context: VisualContext, positions: Tensor, age_starts: Tensor | None) -> Sight:
+    """Each block as a row of its own; positions [B, T]."""
+    size = context.frame_tokens
+    onset, until = (times.unflatten(1, (-1, size)).amin(-1) for times in (context.onset_frames, context.until_frames))
+    batch_size, num_frames = onset.shape
+    blocks = Blocks(onset.new_empty(0), *positions.shape, size)
+    steps = blocks.split(positions)
+    # Of each block [B, N / B]: how many pictures have left before it, and how many have come when it ends.
+    begins, ends = (steps[:, place].view(batch_size, -1, 1) for place in (0, -1))
+    first, end = (until[:, None] <= begins).sum(-1), (onset[:, None] <= ends).sum(-1)
+    width = max(1, int((end - first).max()))
+    number = first[..., None] + torch.arange(width, device=first.device)
+    rows = torch.arange(batch_size, device=first.device)[:, None, None] * num_frames
+    blocks = replace(blocks, frames=(rows + number.clamp(max=num_frames - 1)).flatten())
+    there = (number < num_frames).flatten(0, 1).repeat_interleave(size, dim=1)
+    onsets = torch.where(there, blocks.pick(context.onset_frames), VisualContext.NEVER)
+    inside = VisualContext((), (), onsets, blocks.pick(context.until_frames))
+    sight = sight_of(inside, steps, age_starts=age_starts)
+    return replace(sight, context=context, blind=blocks.join(sight.blind), blocks=blocks)
 
 
 def age_bucket_starts(count: int) -> list[int]:
@@ -180,7 +246,7 @@ class Fusion(nn.Module):
         i = self.place[layer]
         own, own_gate = i % len(self.projections), i % max(len(self.gates), 1)
         keys, values = sight.context.keys[own], sight.context.values[own]
-        update = self.projections[own](self.norms[i](x), keys, values, mask=sight.mask, ages=sight.ages)
+        update = self._look(self.projections[own], self.norms[i](x), keys, values, sight)
         openness = None
         if len(self.gates):
             gate = self.gates[own_gate](update)
@@ -189,3 +255,9 @@ class Fusion(nn.Module):
         if self.factors is not None:
             update = update * self.factors[i]
         return x + update.masked_fill(sight.blind, 0.0), openness
+
+    def _look(self, projections: CrossProjections, x: Tensor, keys: Tensor, values: Tensor, sight: Sight) -> Tensor:
+        seen = {"mask": sight.mask, "ages": sight.ages}
+        if (blocks := sight.blocks) is None:
+            return projections(x, keys, values, **seen)
+        return blocks.join(projections(blocks.split(x), blocks.pick(keys), blocks.pick(values), **seen))

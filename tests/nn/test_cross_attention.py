@@ -1,10 +1,13 @@
 """What is seen adds nothing where nothing is seen, and opens slowly."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mmspeech.nn.cross_attention import GATE_KINDS, Fusion, Gate, sight_of
 from mmspeech.types import VisualContext
+from mmspeech.vision.memory import Memory
 
 NEVER = VisualContext.NEVER
 
@@ -76,3 +79,31 @@ def test_rows_without_a_picture_report_a_closed_gate():
     onset = torch.tensor([[0, 0], [NEVER, NEVER]])
     _, openness = fusion(1, torch.randn(2, 3, 16), sight_of(context(fusion, onset), torch.arange(3)[None]))
     assert (openness[0] > 0).all() and (openness[1] == 0).all()
+
+
+@pytest.mark.parametrize("age_buckets", [0, 12])
+@pytest.mark.parametrize("memory_frames", [1, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_steps_in_blocks_see_what_they_see_one_by_one(seed, memory_frames, age_buckets):
+    """Pictures at odd times, also before the call and after it, rows with fewer of them or none, tokens left out."""
+    draw = torch.Generator().manual_seed(seed)
+    num_rows, num_frames, num_tokens, num_steps = 4, 9, 5, 40
+    fusion = make(gate="none", age_buckets=age_buckets)
+    for parameter in fusion.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    frame_onset = torch.randint(-9, 50, (num_rows, num_frames), generator=draw).sort(dim=1).values
+    frame_onset[1, 4:], frame_onset[2] = NEVER, NEVER
+    there = (torch.rand(num_rows, num_frames, num_tokens, generator=draw) < 0.9) & (frame_onset != NEVER)[..., None]
+    until = Memory(memory_frames).until(frame_onset)
+    onset, until = (torch.where(there, times[..., None], NEVER).flatten(1) for times in (frame_onset, until))
+    x, positions = torch.randn(num_rows, num_steps, 16, generator=draw), torch.arange(num_steps)[None]
+    found = []
+    for frame_tokens in (None, num_tokens):
+        seen = replace(context(fusion, onset), until_frames=until, frame_tokens=frame_tokens)
+        sight = fusion.sight(seen, positions)
+        assert (sight.blocks is None) == (frame_tokens is None)
+        y, _ = fusion(1, x, sight)
+        found.append([y, *torch.autograd.grad(y.square().sum(), list(fusion.parameters()), allow_unused=True)])
+    for one_by_one, in_blocks in zip(*found, strict=True):
+        torch.testing.assert_close(in_blocks, one_by_one, rtol=1e-4, atol=1e-4)
+    assert ((found[0][0] == x) == (found[1][0] == x)).all()

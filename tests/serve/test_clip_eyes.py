@@ -1,5 +1,7 @@
 """Clip encoders in calls: what training lays out is what a live call sees, frame by frame."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from clips import numbered_picture, png, write_clip
@@ -78,7 +80,7 @@ def test_a_live_clip_is_what_training_lays_out(clip_bundle, visuals):
     shown, form = coming(visuals), form_of(clip_bundle)
     calls, hidden, codes = live(clip_bundle, shown)
     frames = codes.shape[2]
-    laid = lay_pictures([see_visuals(visuals, num_frames=frames, memory=form.memory, window=form.window)], form)
+    laid = lay_pictures([see_visuals(visuals, num_frames=frames, form=form)], form)
     assert (
         laid.windows.shape == (len(shown), form.window.frames)
         and calls.frame_counts[0].shown == len(shown) > form.memory.places
@@ -111,7 +113,7 @@ def test_a_crop_keeps_what_windows_hold(clip_bundle, visuals):
     whole, cut = (
         see_visuals(
             [Visual(v.data, v.start_sec - frames_to_seconds(by), v.kind, v.fps) for v in visuals],
-            num_frames=60 - by, memory=Memory(1 if by else 99), window=form.window,
+            num_frames=60 - by, form=replace(form, memory=Memory(1 if by else 99)),
         )
         for by in (0, cut_frames)
     )  # fmt: skip

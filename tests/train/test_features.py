@@ -15,7 +15,7 @@ from mmspeech.checkpoint import load_model
 from mmspeech.config import ConfigError
 from mmspeech.data.features import FeatureShards, FeatureWriter
 from mmspeech.data.shards import CodecStamp, write_shards
-from mmspeech.data.visuals import PictureFormat, lay_pictures, see_visuals
+from mmspeech.data.visuals import Kept, PictureFormat, lay_pictures, see_visuals
 from mmspeech.types import Batch, Visual
 from mmspeech.vision.memory import Memory
 from train.features import FeatureCache
@@ -44,10 +44,10 @@ def calls(tmp_path, clip_checkpoint):
     return written_calls(tmp_path, clip_checkpoint)
 
 
-def batch_of(bundle, samples) -> Batch:
+def batch_of(bundle, samples, kept: Kept | None = None) -> Batch:
     tower, memory = bundle.model.tower, Memory.of(bundle.config.lm.fusion)
-    form = PictureFormat(tower.image_size_px, tower.mean, tower.std, memory, tower.window)
-    seen = [see_visuals(s.visuals, num_frames=s.codes.shape[1], memory=memory, window=tower.window) for s in samples]
+    form = PictureFormat(tower.image_size_px, tower.mean, tower.std, memory, tower.window, kept or Kept())
+    seen = [see_visuals(s.visuals, num_frames=s.codes.shape[1], form=form) for s in samples]
     nothing = torch.zeros(1, 1)
     return Batch(nothing.long(), nothing, nothing, **vars(lay_pictures(seen, form)))
 
@@ -60,13 +60,35 @@ def test_also_of_a_tower_that_sees_one_picture_at_a_time(remembering_checkpoint,
     check_read(remembering_checkpoint, tmp_path)
 
 
+def test_what_is_kept_is_not_decoded(remembering_checkpoint, tmp_path, monkeypatch):
+    data, samples = written_calls(tmp_path, remembering_checkpoint)
+    make_features(data, str(remembering_checkpoint), tmp_path / "kept", shard=(0, 2))
+    bundle = load_model(remembering_checkpoint)
+    shards = FeatureShards(tmp_path / "kept", bundle.model.tower)
+    looked = batch_of(bundle, samples[::2])
+    FeatureCache(bundle.model.tower, size=0).fill(looked)
+    with monkeypatch.context() as patch:
+        for place in ("mmspeech.vision.video.Video", "mmspeech.vision.image.load_image"):
+            patch.setattr(place, lambda *_: pytest.fail("what is kept was decoded"))
+        read = batch_of(bundle, samples[::2], shards.kept)
+    assert read.picture_keys == looked.picture_keys and not read.pixels.any()
+    cache = FeatureCache(bundle.model.tower, size=0, shards=shards)
+    cache.fill(read)
+    torch.testing.assert_close(read.features, looked.features, **AT_BF16)
+    some = batch_of(bundle, samples, shards.kept)  # the others are decoded as ever
+    cache.fill(some)
+    whole = batch_of(bundle, samples)
+    FeatureCache(bundle.model.tower, size=0).fill(whole)
+    torch.testing.assert_close(some.features, whole.features, **AT_BF16)
+
+
 def check_read(checkpoint, tmp_path):
     data, samples = written_calls(tmp_path, checkpoint)
     written, failed = make_features(data, str(checkpoint), tmp_path / "kept")
     bundle = load_model(checkpoint)
     shards = FeatureShards(tmp_path / "kept", bundle.model.tower)
     assert len(shards) >= 8 and written >= len(shards) and not failed
-    looked, read = batch_of(bundle, samples), batch_of(bundle, samples)
+    looked, read = batch_of(bundle, samples), batch_of(bundle, samples, shards.kept)
     FeatureCache(bundle.model.tower, size=0).fill(looked)
     cache = FeatureCache(bundle.model.tower, size=0, shards=shards)
     for name in ("forward", "see_frames"):
@@ -80,7 +102,7 @@ def test_what_is_not_kept_is_looked_at(clip_checkpoint, calls, tmp_path):
     make_features(data, str(clip_checkpoint), tmp_path / "half", shard=(0, 2))
     bundle = load_model(clip_checkpoint)
     shards = FeatureShards(tmp_path / "half", bundle.model.tower)
-    looked, read = batch_of(bundle, samples), batch_of(bundle, samples)
+    looked, read = batch_of(bundle, samples), batch_of(bundle, samples, shards.kept)
     FeatureCache(bundle.model.tower, size=0).fill(looked)
     FeatureCache(bundle.model.tower, size=0, shards=shards).fill(read)
     torch.testing.assert_close(read.features, looked.features, **AT_BF16)
@@ -108,8 +130,8 @@ def test_a_run_that_was_killed_goes_on(clip_checkpoint, calls, tmp_path, monkeyp
         make_features(data, str(clip_checkpoint), out, shard=shard)
     tower = load_model(clip_checkpoint).model.tower
     one, two = FeatureShards(whole, tower), FeatureShards(out, tower)
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one.get(key)[0], two.get(key)[0]) for key in sorted(one.keys()))
+    assert one.kept == two.kept and one.kept.durations_sec
+    assert all(torch.equal(one.get(key)[0], two.get(key)[0]) for key in sorted(one.kept.keys))
 
 
 def test_features_of_another_tower_are_refused(calls, clip_checkpoint, tmp_path):
