@@ -124,13 +124,16 @@ class DepthLayer(nn.Module):
         return DepthLayerState(torch.zeros(shape, device=device, dtype=dtype))
 
     def forward(self, x: Tensor, *, first: int = 0, state: DepthLayerState | None = None) -> Tensor:
-        qkv = self.in_proj(self.norm1(x), first).unflatten(-1, (3, -1, self.head_dim)).permute(1, 2, 3, 0, 4)
-        query, keys_values = qkv[:, 0], qkv[:, 1:]
-        if state is not None:
-            last = first + x.shape[0]
-            state.keys_values[..., first:last, :] = keys_values
-            keys_values = state.keys_values[..., :last, :]
-        key, value = keys_values.unbind(1)
+        count, rows = x.shape[:2]
+        qkv = self.in_proj(self.norm1(x), first)
+        num_heads = qkv.shape[-1] // (3 * self.head_dim)  # of this process
+        qkv = qkv.view(count, rows, 3, num_heads, self.head_dim).permute(1, 2, 3, 0, 4)
+        if state is None:
+            query, key, value = qkv.unbind(1)
+        else:
+            query = qkv.select(1, 0)
+            state.keys_values.narrow(3, first, count).copy_(qkv.narrow(1, 1, 2))
+            key, value = state.keys_values.narrow(3, 0, first + count).unbind(1)
         y = F.scaled_dot_product_attention(query.to(key.dtype), key, value, is_causal=x.shape[0] > 1)
         x = x + self.out_proj(y.permute(2, 0, 1, 3).flatten(2).to(x.dtype), first)
         return x + self.ffn_out(gated_silu(self.ffn_in(self.norm2(x), first)), first)

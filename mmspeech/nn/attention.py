@@ -34,16 +34,17 @@ class Block:
 class Steps:
     """What all layers of one forward share.
 
-    positions [B or 1, T]; turns: rotary factors or None. A stream has slots [B, 1, T, 1], where it writes its steps,
-    reads the first `read` slots of the rings, and has mask [B, 1, T, read], true where a query may look, or None where
-    every query sees all of them. Offline there are blocks when the window is shorter than the sequence, and otherwise
-    the plain causal mask, which needs neither.
+    positions [B or 1, T]; turns: rotary factors or None. A stream writes its steps into slots [B, 1, T, 1] of the
+    rings, or all rows into the one `slot`, reads the first `read` slots, and has mask [B, 1, T, read], true where a
+    query may look, or None where every query sees all of them. Offline there are blocks when the window is shorter than
+    the sequence, and otherwise the plain causal mask, which needs neither.
     """
 
     positions: Tensor
     turns: Tensor | None
     mask: Tensor | None = None
     slots: Tensor | None = None
+    slot: int | None = None
     read: int | None = None
     blocks: tuple[Block, ...] = ()
 
@@ -82,17 +83,16 @@ def streaming_steps(
             f"a chunk of {num_steps} steps came to a state made for {longest}: call init_state(max_steps={num_steps})"
         )
     positions = offset[:, None] + torch.arange(num_steps, device=offset.device)
-    slots, turns = (positions % capacity)[:, None, :, None], _turns(positions, head_dim, max_period)
-    reach = _known_reach(offset)
+    turns, reach = _turns(positions, head_dim, max_period), _known_reach(offset)
     read = capacity if reach is None else min(capacity, reach[1] + num_steps)
     if num_steps == 1 and reach is not None and reach[0] == reach[1] and read <= context:
-        return Steps(positions, turns, None, slots, read)  # calls in step: all that is there is seen
+        return Steps(positions, turns, slot=reach[0] % capacity, read=read)  # calls in step: all that is there is seen
     last = positions[:, -1:]
     # A slot holds the newest position congruent to it; negative ones were never written.
     held = last - (last - torch.arange(read, device=offset.device)) % capacity
     distance = positions[:, :, None] - held[:, None]
     mask = (distance >= 0) & (distance < context) & (held >= 0)[:, None]
-    return Steps(positions, turns, mask[:, None], slots, read)
+    return Steps(positions, turns, mask[:, None], slots=(positions % capacity)[:, None, :, None], read=read)
 
 
 def _known_reach(offset: Tensor) -> tuple[int, int] | None:
@@ -131,10 +131,8 @@ class CausalSelfAttention(nn.Module):
             query_key = rotate(query_key, steps.turns)
         query, key = query_key.permute(2, 0, 3, 1, 4).unbind(0)
         if state is not None:
-            slots = steps.slots.expand_as(key)
-            key = state.keys.scatter_(2, slots, key.detach().to(state.keys.dtype))
-            value = state.values.scatter_(2, slots, value.detach().to(state.values.dtype))
-            query, key, value = query.to(key.dtype), key[:, :, : steps.read], value[:, :, : steps.read]
+            query = query.to(state.keys.dtype)
+            key, value = _kept(state.keys, key.detach(), steps), _kept(state.values, value.detach(), steps)
         if steps.blocks:
             parts = [
                 F.scaled_dot_product_attention(
@@ -147,3 +145,12 @@ class CausalSelfAttention(nn.Module):
             is_causal = state is None and steps.mask is None
             y = F.scaled_dot_product_attention(query, key, value, attn_mask=steps.mask, is_causal=is_causal)
         return self.out_proj(y.transpose(1, 2).flatten(2).to(x.dtype))
+
+
+def _kept(ring: Tensor, new: Tensor, steps: Steps) -> Tensor:
+    """What is there to read of a ring [B, H, C, Dh] with the new steps [B, H, T, Dh] in their slots."""
+    if steps.slot is not None:
+        ring.narrow(2, steps.slot, 1).copy_(new)
+    else:
+        ring.scatter_(2, steps.slots.expand_as(new), new.to(ring.dtype))
+    return ring.narrow(2, 0, steps.read)

@@ -1,7 +1,6 @@
 """Norms, feed-forward and layer scale."""
 
 import math
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -20,30 +19,30 @@ class RMSNorm(nn.Module):
         self.alpha = nn.Parameter(torch.ones(dim))
         self.eps = eps
         self.variance = variance
+        # As tensors: an operation with a number of Python costs more than one with two tensors.
+        self._least = torch.tensor(math.sqrt(dim * eps), device="cpu")
+        self._scale = torch.tensor(dim**-0.5, device="cpu")
 
     def forward(self, x: Tensor) -> Tensor:
         if self.variance:
             wide = x.float()
             y = wide * (self.alpha.float() * torch.rsqrt(wide.var(dim=-1, keepdim=True) + self.eps))
         elif x.device.type == "cpu":
-            y = _rms_norm_on_cpu(x.float(), self.alpha.float(), self.eps)
+            y = self._on_cpu(in_float32(x), in_float32(self.alpha))
         else:
             y = F.rms_norm(x.float(), self.alpha.shape, self.alpha.float(), self.eps)
         return y.to(x.dtype)
 
+    def _on_cpu(self, x: Tensor, alpha: Tensor) -> Tensor:
+        """torch has no kernel of its own for it on CPUs: its ten operations take three times as long as these five,
+        which is a tenth of a small model's step. sqrt(mean(x^2) + eps) is hypot(|x|, sqrt(D * eps)) / sqrt(D)."""
+        root = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self._least)
+        return x / (root * self._scale) * alpha
 
-def _rms_norm_on_cpu(x: Tensor, alpha: Tensor, eps: float) -> Tensor:
-    """torch has no kernel of its own for it on CPUs: its ten operations take three times as long as these five, which
-    is a tenth of a small model's step. sqrt(mean(x^2) + eps) is hypot(|x|, sqrt(D * eps)) / sqrt(D)."""
-    least, scale = _norm_constants(x.shape[-1], eps)
-    return x / (torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), least) * scale) * alpha
 
-
-@cache
-def _norm_constants(dim: int, eps: float) -> tuple[Tensor, Tensor]:
-    """As tensors: an operation with a number of Python costs more than one with two tensors."""
-    with torch.inference_mode(False):
-        return torch.tensor(math.sqrt(dim * eps), device="cpu"), torch.tensor(dim**-0.5, device="cpu")
+def in_float32(x: Tensor) -> Tensor:
+    """x.float(), but for the time that takes where there is nothing to do: a step of a small model has a hundred."""
+    return x if x.dtype == torch.float32 else x.float()
 
 
 def build_norm(kind: str, dim: int, *, eps: float) -> nn.Module:
@@ -71,7 +70,7 @@ class FeedForward(nn.Module):
 
 def gated_silu(x: Tensor) -> Tensor:
     """[..., 2D] -> [..., D]: the first half, activated, times the second."""
-    gate, value = x.chunk(2, dim=-1)
+    gate, value = x.view(*x.shape[:-1], 2, x.shape[-1] // 2).unbind(-2)  # takes half as long as chunk
     return F.silu(gate) * value
 
 
