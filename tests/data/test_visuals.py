@@ -29,7 +29,8 @@ def picture(number: int, start_sec: float) -> Visual:
 
 def numbers(visuals: list[Visual], *, num_frames: int = 400, memory: Memory = ALL) -> list[tuple[int, int]]:
     """(onset frame, number in the picture) of what is seen."""
-    frames = see_visuals(visuals, num_frames=num_frames, memory=memory)
+    form = PictureFormat(32, (0.5,) * 3, (0.5,) * 3, memory)
+    frames = see_visuals(visuals, num_frames=num_frames, form=form)
     return [(frame.onset_frame, number_in(frame.picture)) for frame in frames]
 
 
