@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.task import Prompt
+from mmspeech.commands.common import whole_file
 from mmspeech.frames import SAMPLE_RATE_HZ
 
 ASKED, SEEN = "asked", "seen"
@@ -31,12 +32,11 @@ def _keep_sound(out: Path, wave: np.ndarray) -> str:
 
 
 def write_flac(file: Path, wave: np.ndarray) -> None:
-    """A wave [N] at 24 kHz as 16-bit FLAC, there whole or not at all."""
+    """A wave [N] at 24 kHz as 16-bit FLAC, there whole or not at all, whoever else writes the same."""
     import soundfile
 
-    temporary = file.with_suffix(".tmp.flac")
-    soundfile.write(str(temporary), _pcm16(wave), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
-    temporary.replace(file)
+    with whole_file(file) as temporary:
+        soundfile.write(str(temporary), _pcm16(wave), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
 
 
 def _pcm16(wave: np.ndarray) -> np.ndarray:
@@ -48,9 +48,8 @@ def _keep_picture(out: Path, picture) -> str:
     small.thumbnail((_SIZE_PX, _SIZE_PX))
     file = _place(out, SEEN, small.tobytes(), ".png")
     if not file.is_file():
-        temporary = file.with_suffix(".tmp")
-        small.save(temporary, format="PNG")
-        temporary.replace(file)
+        with whole_file(file) as temporary:
+            small.save(temporary, format="PNG")
     return str(file.relative_to(out))
 
 
