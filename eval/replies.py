@@ -14,6 +14,7 @@ import numpy as np
 
 from eval.keep import write_flac
 from eval.task import Prompt, Reply, Responder
+from mmspeech.commands.common import whole_file
 from mmspeech.serve.session import SpokenWord
 
 
@@ -85,6 +86,5 @@ def _write(folder: Path, key: str, reply: Reply) -> None:
         "option_scores": reply.option_scores,
         "samples": len(reply.wave),
     }
-    temporary = folder / f"{key}.tmp"
-    temporary.write_text(json.dumps(told), encoding="utf-8")
-    temporary.replace(folder / f"{key}.json")
+    with whole_file(folder / f"{key}.json") as temporary:
+        temporary.write_text(json.dumps(told), encoding="utf-8")

@@ -12,6 +12,7 @@ from eval.charts import answer_time_chart, confusion_table, gate_chart, gate_lin
 from eval.console import score_rows, shown
 from eval.results import TIMES, read_results
 from eval.run import SAMPLES, read_records
+from mmspeech.commands.common import whole_file
 
 REPORT = "report.html"
 WORST = 40  # samples of each task that are shown, the worst first
@@ -33,9 +34,8 @@ def write_report(out: Path) -> Path:
         tasks="".join(sections),
     )
     file = out / REPORT
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+    with whole_file(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return file
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.statistics import bootstrap_mean
 from eval.task import Settings, Task
+from mmspeech.commands.common import whole_file
 from mmspeech.config import ConfigError
 
 if TYPE_CHECKING:
@@ -157,10 +158,9 @@ def model_hash(path: Path) -> str:
 
 def write_json(file: Path, data: dict[str, Any]) -> None:
     """Write atomically, readable, without NaN or infinity (they become null)."""
-    temporary = file.with_suffix(".tmp")
     text = json.dumps(_finite(data), indent=1, allow_nan=False, ensure_ascii=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(file)
+    with whole_file(file) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _finite(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from eval.keep import keep_prompt
 from eval.task import Prompt, Responder, Task
+from mmspeech.commands.common import whole_file
 from mmspeech.config import ConfigError
 
 SAMPLES = "samples.jsonl"
@@ -117,6 +118,7 @@ def _keep_only(file: Path, task_name: str, done: dict[str, Any], batches: list[l
 def _rewrite(file: Path, task_name: str, records: list[dict[str, Any]]) -> None:
     """These records of the task, in this order, behind those of other tasks."""
     kept = [record for record in read_records(file) if record["task"] != task_name] + records
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept), encoding="utf-8")
-    temporary.replace(file)
+    with whole_file(file) as temporary:
+        temporary.write_text(
+            "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept), encoding="utf-8"
+        )

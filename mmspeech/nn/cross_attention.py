@@ -96,15 +96,8 @@ class Blocks:
     num_steps: int
     frame_tokens: int
 
-    def split(self, x: Tensor) -> Tensor:
-        """[B, T, ...] -> [N, BLOCK_STEPS, ...]; the last step is repeated to fill the last block."""
-        missing = -x.shape[1] % BLOCK_STEPS
-        if missing:
-            x = torch.cat([x, x[:, -1:].expand(-1, missing, *x.shape[2:])], dim=1)
-        return x.unflatten(1, (-1, BLOCK_STEPS)).flatten(0, 1)
-
     def join(self, x: Tensor) -> Tensor:
-        """What `split` makes, put together again."""
+        """What `split_steps` makes, put together again."""
         return x.unflatten(0, (self.batch_size, -1)).flatten(1, 2)[:, : self.num_steps]
 
     def pick(self, tokens: Tensor) -> Tensor:
@@ -113,6 +106,14 @@ class Blocks:
         picked = whole.index_select(0, self.frames)
         num_blocks = self.batch_size * -(-self.num_steps // BLOCK_STEPS)
         return picked.view(num_blocks, -1, *tokens.shape[2:])
+
+
+def split_steps(x: Tensor) -> Tensor:
+    """[B, T, ...] -> [N, BLOCK_STEPS, ...]; the last step is repeated to fill the last block."""
+    missing = -x.shape[1] % BLOCK_STEPS
+    if missing:
+        x = torch.cat([x, x[:, -1:].expand(-1, missing, *x.shape[2:])], dim=1)
+    return x.unflatten(1, (-1, BLOCK_STEPS)).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -164,15 +165,14 @@ def _sight_in_blocks(context: VisualContext, positions: Tensor, age_starts: Tens
     size = context.frame_tokens
     onset, until = (times.unflatten(1, (-1, size)).amin(-1) for times in (context.onset_frames, context.until_frames))
     batch_size, num_frames = onset.shape
-    blocks = Blocks(onset.new_empty(0), *positions.shape, size)
-    steps = blocks.split(positions)
+    steps = split_steps(positions)
     # Of each block [B, N / B]: how many pictures have left before it, and how many have come when it ends.
     begins, ends = (steps[:, place].view(batch_size, -1, 1) for place in (0, -1))
     first, end = (until[:, None] <= begins).sum(-1), (onset[:, None] <= ends).sum(-1)
     width = max(1, int((end - first).max()))
     number = first[..., None] + torch.arange(width, device=first.device)
     rows = torch.arange(batch_size, device=first.device)[:, None, None] * num_frames
-    blocks = replace(blocks, frames=(rows + number.clamp(max=num_frames - 1)).flatten())
+    blocks = Blocks((rows + number.clamp(max=num_frames - 1)).flatten(), *positions.shape, size)
     there = (number < num_frames).flatten(0, 1).repeat_interleave(size, dim=1)
     onsets = torch.where(there, blocks.pick(context.onset_frames), VisualContext.NEVER)
     inside = VisualContext((), (), onsets, blocks.pick(context.until_frames))
@@ -260,4 +260,4 @@ class Fusion(nn.Module):
         seen = {"mask": sight.mask, "ages": sight.ages}
         if (blocks := sight.blocks) is None:
             return projections(x, keys, values, **seen)
-        return blocks.join(projections(blocks.split(x), blocks.pick(keys), blocks.pick(values), **seen))
+        return blocks.join(projections(split_steps(x), blocks.pick(keys), blocks.pick(values), **seen))
