@@ -44,6 +44,8 @@ def quantize_model(model: "VisionSpeechModel", kinds: dict[str, str]) -> None:
     int4 has kernels for CUDA in bfloat16; on a CPU each of its numbers takes a byte, which shows how far it drifts
     and saves no more than int8.
     """
+    if not kinds:  # torchao is an extra, and takes seconds to import
+        return
     quantize_ = _torchao().quantize_
     for part, kind in kinds.items():
         if (module := _part(model, part)) is None:
