@@ -21,7 +21,7 @@ from data_prep.motion_dialogue import TimedTurn, clip_turns, commentary, draw_tu
 from data_prep.render import render_png
 from data_prep.scenes import item_rng
 from data_prep.world import random_scene
-from data_prep.world_dialogue import pick, visual_turn
+from data_prep.world_dialogue import visual_turn
 from data_prep.world_speak import Timing
 from mmspeech.checkpoint import load_codec
 from mmspeech.config import StrictModel
@@ -88,16 +88,16 @@ def _known(rng: np.random.Generator, settings: FactsSettings) -> Made:
     while not turns:
         clip = random_clip(rng, split=settings.split, shares=EVEN)
         turns = list(clip_turns(clip, rng, tries=12 * settings.num_facts))
-    begin_sec = pick(rng, turns).earliest_sec
+    begin_sec = draw_turn(turns, rng).earliest_sec
     told: list[str] = []
 
     def next_one(now_sec: float) -> str | None:
         clip_sec = begin_sec + now_sec
-        true = [turn.turn for turn in turns if turn.earliest_sec <= clip_sec <= turn.latest_sec]
-        new = [turn for turn in true if turn.answer not in told]
+        true = [turn for turn in turns if turn.earliest_sec <= clip_sec <= turn.latest_sec]
+        new = [turn for turn in true if turn.turn.answer not in told]
         if not new or len(told) == settings.num_facts:
             return None
-        told.append(draw_turn(new, rng).answer)
+        told.append(draw_turn(new, rng).turn.answer)
         return told[-1]
 
     return _lay_out(next_one, rng), _shown(clip, -begin_sec, settings)

@@ -250,14 +250,16 @@ def _asked_turns(
 
 def _ask_about(draft: Draft, clip: Clip, rng: np.random.Generator) -> float | None:
     """A question about the clip with its answer; returns when the clip begins, None when nobody asked any."""
-    found: dict[Turn, tuple[Piece, TimedTurn]] = {}
+    found: list[tuple[TimedTurn, Piece]] = []
     for timed in clip_turns(clip, rng, tries=TRIES // CLIP_TRIES):
         asked = draft.bank.find(timed.turn, rng)
         if asked is not None and draft.mouth.can_say(timed.turn.answer):
-            found[timed.turn] = asked, timed
+            found.append((timed, asked))
     if not found:
         return None
-    return _place(draft, *found[draw_turn(list(found), rng)], rng, early=rng.random() < EARLY_SHARE)
+    timed = draw_turn([timed for timed, _ in found], rng)
+    asked = next(asked for other, asked in found if other is timed)
+    return _place(draft, asked, timed, rng, early=rng.random() < EARLY_SHARE)
 
 
 def _place(draft: Draft, asked: Piece, timed: TimedTurn, rng: np.random.Generator, *, early: bool) -> float:

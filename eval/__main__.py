@@ -44,6 +44,9 @@ def main(
     batch_size: Annotated[int, typer.Option(min=1, help="calls at once")] = 16,
     processes: Annotated[int, typer.Option(min=1, help="so many copies of the model, each on a core")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
+    quantize: Annotated[
+        str | None, typer.Option(help="int8, int4, fp8, or by part: temporal=int8,depth=int4,tower=int8")
+    ] = None,
 ) -> None:
     """Measure a checkpoint."""
     if context.invoked_subcommand is not None:
@@ -65,7 +68,7 @@ def main(
             recogniser=recogniser,
             judge=judge,
         )
-        how = How(model=model, batch_size=batch_size, processes=processes, device=device, paced=paced)
+        how = How(model, batch_size, processes=processes, device=device, paced=paced, quantize=quantize)
         evaluate(settings, how, tasks=tasks, out=out)
 
 
@@ -126,14 +129,14 @@ def evaluate(settings: Settings, how: "How", *, tasks: str, out: Path) -> Path:
     from eval.who import opened_bundle, responders
 
     console = Console()
-    bundle = opened_bundle(how.model, how.device)
+    bundle = opened_bundle(how)
     settings = with_own_sentences(settings, bundle)
     built, missing = build_tasks(tasks, settings, bundle)
     for name, reason in missing.items():
         console.print(f"{name}: left out: {reason}", style="yellow", markup=False, highlight=False)
     if not built:
         raise ConfigError("none of the tasks could be run: " + "; ".join(f"{n}: {why}" for n, why in missing.items()))
-    who = how.model or "embedded"
+    who = (how.model or "embedded") + (f" in {how.quantize}" if how.quantize else "")
     identity = run_identity(settings=settings, bundle=bundle, who=who, batch_size=how.batch_size)
     run = Run(out, identity, bundle, how.processes, missing)
     with responders(bundle, how, settings=settings, out=out) as responder_of:

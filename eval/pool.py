@@ -14,17 +14,18 @@ _own: ModelResponder | None = None  # of a process of the pool
 
 
 class PooledResponder:
-    """As a ModelResponder of the checkpoint in `path`, to be called from `processes` threads at once.
+    """As a ModelResponder of the checkpoint in `path`, to be called from `processes` threads at once; `opened`: how
+    `load_model` is to open it.
 
     A context: the processes end with it.
     """
 
-    def __init__(self, path: Path, *, sampling: GenerationConfig | None, device: str, processes: int):
+    def __init__(self, path: Path, opened: dict[str, Any], *, sampling: GenerationConfig | None, processes: int):
         self._pool = ProcessPoolExecutor(
             processes,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_begin,
-            initargs=(path, sampling, device, processes),
+            initargs=(path, opened, sampling, processes),
         )
 
     def answer(self, samples: Sequence[Any], prompts: Sequence[Prompt], *, seeds: Sequence[int]) -> list[Reply]:
@@ -38,12 +39,12 @@ class PooledResponder:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _begin(path: Path, sampling: GenerationConfig | None, device: str, processes: int) -> None:
+def _begin(path: Path, opened: dict[str, Any], sampling: GenerationConfig | None, processes: int) -> None:
     global _own
     from mmspeech.checkpoint import load_model
     from mmspeech.serve.engine import settle_threads
 
-    bundle = load_model(path, device=device)
+    bundle = load_model(path, **opened)
     settle_threads(bundle.model, num_processes=processes)
     _own = ModelResponder(bundle, sampling=sampling)
 

@@ -21,17 +21,30 @@ SCRIPTED = "scripted:"
 REPLIES = "replies"
 
 
-def opened_bundle(model: str | None, device: str) -> "Bundle | None":
-    """The checkpoint of that name (None: the embedded one), or None for a script."""
+@dataclass(frozen=True)
+class How:
+    """Who is measured, and on what. model None: the embedded one. paced: no faster than people talk. quantize: see
+    mmspeech.quantize.parse_kinds."""
+
+    model: str | None = None
+    batch_size: int = 16
+    processes: int = 1
+    device: str = "cpu"
+    paced: bool = False
+    quantize: str | None = None
+
+
+def opened_bundle(how: How) -> "Bundle | None":
+    """The checkpoint that is measured, or None for a script."""
     from mmspeech.checkpoint import load_model
     from mmspeech.commands.common import check_device
     from mmspeech.serve.engine import settle_threads
 
-    if model is not None and model.startswith(SCRIPTED):
-        if model.removeprefix(SCRIPTED) not in NAMES:
-            raise ConfigError(f"--model {model}: expected one of {', '.join(SCRIPTED + name for name in NAMES)}")
+    if how.model is not None and how.model.startswith(SCRIPTED):
+        if how.model.removeprefix(SCRIPTED) not in NAMES:
+            raise ConfigError(f"--model {how.model}: expected one of {', '.join(SCRIPTED + name for name in NAMES)}")
         return None
-    bundle = load_model(model, device=check_device(device))
+    bundle = load_model(how.model, device=check_device(how.device), quantize=how.quantize)
     settle_threads(bundle.model)
     return bundle
 
@@ -39,17 +52,6 @@ def opened_bundle(model: str | None, device: str) -> "Bundle | None":
 def reply_identity(bundle: "Bundle", sampling: GenerationConfig) -> dict[str, Any]:
     """What decides on a model's replies beside prompt and seed."""
     return {"model": model_hash(bundle.path), "sampling": sampling.model_dump(), "responder": ModelResponder.version}
-
-
-@dataclass(frozen=True)
-class How:
-    """Who is measured, and on what. model None: the embedded one. paced: no faster than people talk."""
-
-    model: str | None = None
-    batch_size: int = 16
-    processes: int = 1
-    device: str = "cpu"
-    paced: bool = False
 
 
 @contextmanager
@@ -65,6 +67,7 @@ def responders(
         yield lambda task: model
     else:
         identity = reply_identity(bundle, settings.sampling or bundle.config.generation)
+        identity |= {"quantize": how.quantize} if how.quantize else {}
         with _unpaced(bundle, how, settings.sampling) as model:
             kept = KeptReplies(model, out / REPLIES, identity=identity)
             yield lambda task: kept
@@ -75,5 +78,6 @@ def _unpaced(bundle: "Bundle", how: How, sampling: GenerationConfig | None) -> I
     if how.processes == 1:
         yield ModelResponder(bundle, sampling=sampling)
         return
-    with PooledResponder(bundle.path, sampling=sampling, device=how.device, processes=how.processes) as pool:
+    opened = {"device": how.device, "quantize": how.quantize}
+    with PooledResponder(bundle.path, opened, sampling=sampling, processes=how.processes) as pool:
         yield pool

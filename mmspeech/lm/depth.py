@@ -32,7 +32,7 @@ class DepthState(State):
 
 
 class StepLinear(nn.Module):
-    """One matrix per step, weight [K, out, in]: x [k, M, in] of the steps from `first` on -> [k, M, out].
+    """One matrix per step, weight [K, out, in]: x [k, M, in] of the first k steps -> [k, M, out]; `step` for one.
 
     x [M, in] goes through the matrices of the first `count` steps (None: of all) -> [count, M, out]. With a `schedule`
     there are fewer matrices than steps: step k has number schedule[k].
@@ -45,32 +45,34 @@ class StepLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_matrices, out_dim, in_dim))
         nn.init.uniform_(self.weight, -(in_dim**-0.5), in_dim**-0.5)
 
-    def forward(self, x: Tensor, first: int = 0, count: int | None = None) -> Tensor:
-        if self.schedule is not None:
-            return self._scheduled(x, first, count)
-        if x.dim() == 2:
-            weight = self._steps(0, self.weight.shape[0] if count is None else count)
-            return F.linear(x, weight.flatten(0, 1)).unflatten(-1, weight.shape[:2]).transpose(0, 1)
-        if x.shape[0] == 1:
-            return F.linear(x, self.weight[first])
-        return torch.bmm(x, self._steps(first, x.shape[0]).transpose(1, 2))
+    @property
+    def out_dim(self) -> int:
+        """Of this process."""
+        return self.weight.shape[1]
 
-    def _scheduled(self, x: Tensor, first: int, count: int | None) -> Tensor:
-        if x.dim() == 2:
-            numbers = self.schedule[:count]
-            used = self.weight[: max(numbers) + 1]
-            return F.linear(x, used.flatten(0, 1)).unflatten(-1, used.shape[:2]).transpose(0, 1)[numbers]
-        if x.shape[0] == 1:
-            return F.linear(x, self.weight[self.schedule[first]])
-        return torch.bmm(x, self.weight[self.schedule[first : first + x.shape[0]]].transpose(1, 2))
+    def forward(self, x: Tensor, count: int | None = None) -> Tensor:
+        if x.dim() == 3:
+            return torch.bmm(x, self._of_steps(len(x)).transpose(1, 2))
+        numbers = None if self.schedule is None else self.schedule[:count]
+        weight = self._first(count) if numbers is None else self.weight[: max(numbers) + 1]
+        y = F.linear(x, weight.flatten(0, 1)).unflatten(-1, weight.shape[:2]).transpose(0, 1)
+        return y if numbers is None else y[numbers]
 
-    def _steps(self, first: int, count: int) -> Tensor:
-        """Matrices of `count` steps. All of them are not a slice, whose gradient would be filled up and copied."""
-        return self.weight if count == self.weight.shape[0] else self.weight[first : first + count]
+    def step(self, x: Tensor, number: int) -> Tensor:
+        """x [M, in] of one step -> [M, out]."""
+        return F.linear(x, self.weight[number if self.schedule is None else self.schedule[number]])
+
+    def _of_steps(self, count: int) -> Tensor:
+        return self._first(count) if self.schedule is None else self.weight[self.schedule[:count]]
+
+    def _first(self, count: int | None) -> Tensor:
+        """The first matrices. All of them are not a slice, whose gradient would be filled up and copied."""
+        return self.weight if count in (None, len(self.weight)) else self.weight[:count]
 
 
 class StepLinears(nn.Module):
-    """A StepLinear whose matrices stand one by one, for what can not hold them in one tensor (quantised weights)."""
+    """A StepLinear whose matrices stand one by one, for what can not hold them in one tensor: quantised weights,
+    and those that DeepSpeed splits."""
 
     def __init__(self, steps: list[nn.Linear]):
         super().__init__()
@@ -87,10 +89,17 @@ class StepLinears(nn.Module):
             steps.append(linear)
         return cls(steps)
 
-    def forward(self, x: Tensor, first: int = 0, count: int | None = None) -> Tensor:
-        if x.dim() == 2:
-            return torch.stack([step(x) for step in self.steps[:count]])
-        return torch.stack([self.steps[first + k](rows) for k, rows in enumerate(x)])
+    @property
+    def out_dim(self) -> int:
+        """Of this process."""
+        return self.steps[0].weight.shape[0]
+
+    def forward(self, x: Tensor, count: int | None = None) -> Tensor:
+        rows = x if x.dim() == 3 else [x] * len(self.steps[:count])
+        return torch.stack([step(row) for step, row in zip(self.steps, rows, strict=False)])
+
+    def step(self, x: Tensor, number: int) -> Tensor:
+        return self.steps[number](x)
 
 
 class DepthLayer(nn.Module):
@@ -111,7 +120,7 @@ class DepthLayer(nn.Module):
         schedule: Sequence[int] | None = None,
     ):
         super().__init__()
-        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.head_dim = dim // num_heads
         self.norm1 = build_norm(norm, dim, eps=norm_eps)
         self.in_proj = StepLinear(num_steps, dim, 3 * dim, schedule=schedule)
         self.out_proj = StepLinear(num_steps, dim, dim, schedule=schedule)
@@ -119,24 +128,33 @@ class DepthLayer(nn.Module):
         self.ffn_in = StepLinear(num_steps, dim, 2 * ffn_dim, schedule=schedule)
         self.ffn_out = StepLinear(num_steps, ffn_dim, dim, schedule=schedule)
 
+    @property
+    def own_heads(self) -> int:
+        """Of this process."""
+        return self.in_proj.out_dim // (3 * self.head_dim)
+
     def init_state(self, batch_size: int, *, num_steps: int, device, dtype) -> DepthLayerState:
-        shape = (batch_size, 2, self.num_heads, num_steps, self.head_dim)
+        shape = (batch_size, 2, self.own_heads, num_steps, self.head_dim)
         return DepthLayerState(torch.zeros(shape, device=device, dtype=dtype))
 
-    def forward(self, x: Tensor, *, first: int = 0, state: DepthLayerState | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """All steps of whole frames, or the first ones, [K, M, D]."""
         count, rows = x.shape[:2]
-        qkv = self.in_proj(self.norm1(x), first)
-        num_heads = qkv.shape[-1] // (3 * self.head_dim)  # of this process
-        qkv = qkv.view(count, rows, 3, num_heads, self.head_dim).permute(1, 2, 3, 0, 4)
-        if state is None:
-            query, key, value = qkv.unbind(1)
-        else:
-            query = qkv.select(1, 0)
-            state.keys_values.narrow(3, first, count).copy_(qkv.narrow(1, 1, 2))
-            key, value = state.keys_values.narrow(3, 0, first + count).unbind(1)
-        y = F.scaled_dot_product_attention(query.to(key.dtype), key, value, is_causal=x.shape[0] > 1)
-        x = x + self.out_proj(y.permute(2, 0, 1, 3).flatten(2).to(x.dtype), first)
-        return x + self.ffn_out(gated_silu(self.ffn_in(self.norm2(x), first)), first)
+        qkv = self.in_proj(self.norm1(x))
+        query, key, value = qkv.view(count, rows, 3, self.own_heads, self.head_dim).permute(2, 1, 3, 0, 4).unbind(0)
+        y = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.out_proj(y.permute(2, 0, 1, 3).flatten(2))
+        return x + self.ffn_out(gated_silu(self.ffn_in(self.norm2(x))))
+
+    def step(self, x: Tensor, number: int, state: DepthLayerState) -> Tensor:
+        """One step of a frame, [M, D], after those whose keys and values are in `state`."""
+        qkv = self.in_proj.step(self.norm1(x), number).view(x.shape[0], 3, -1, self.head_dim)
+        state.keys_values.select(3, number).copy_(qkv.narrow(1, 1, 2))
+        key, value = state.keys_values.narrow(3, 0, number + 1).unbind(1)
+        query = qkv.select(1, 0).unsqueeze(2).to(key.dtype)
+        y = F.scaled_dot_product_attention(query, key, value).flatten(1)
+        x = x + self.out_proj.step(y if y.dtype == x.dtype else y.to(x.dtype), number)
+        return x + self.ffn_out.step(gated_silu(self.ffn_in.step(self.norm2(x), number)), number)
 
 
 class DepthTransformer(nn.Module):
@@ -190,7 +208,9 @@ class DepthTransformer(nn.Module):
         starts = torch.arange(earlier.shape[0], device=codes.device)[:, None] * self.audio_rows
         tokens = torch.cat([_embed(text[None], self.text_emb), _embed(earlier, self.audio_emb, starts)])
         x = self.hidden_in(hidden, count=codes.shape[1]) + tokens
-        return self._run(x).transpose(0, 1).unflatten(0, lead)
+        for layer in self.layers:
+            x = layer(x)
+        return self.audio_linear(x).transpose(0, 1).unflatten(0, lead)
 
     @torch.no_grad()
     def sample(
@@ -203,14 +223,12 @@ class DepthTransformer(nn.Module):
         for k in range(count):
             if k > 0:  # what is drawn is never -1
                 token = F.embedding(chosen[-1] + (k - 1) * self.audio_rows, self.audio_emb)
-            logits.append(self._run(projected[k : k + 1] + token, first=k, state=state)[0])
+            x = projected[k] + token
+            for layer, own in zip(self.layers, state.layers, strict=True):
+                x = layer.step(x, k, own)
+            logits.append(self.audio_linear.step(x, k))
             chosen.append(choose(k, logits[-1]))
         return torch.stack(chosen, dim=1), logits
-
-    def _run(self, x: Tensor, *, first: int = 0, state: DepthState | None = None) -> Tensor:
-        for index, layer in enumerate(self.layers):
-            x = layer(x, first=first, state=None if state is None else state.layers[index])
-        return self.audio_linear(x, first)
 
 
 def _embed(ids: Tensor, table: Tensor, start: Tensor | int = 0) -> Tensor:

@@ -28,6 +28,7 @@ class DuplexLM(nn.Module):
         self.layout = StreamLayout(config.num_codebooks, config.delays, config.text_card, config.audio_card)
         self.temporal = _build_temporal(config)
         self.depth = _build_depth(config)
+        self._most = self.layout.initial_ids("cpu")[:, None]  # the largest ids
 
     def init_state(self, batch_size: int, *, max_steps: int = 1, device=None, dtype=None) -> TransformerState:
         """State for `forward`, empty, for chunks of up to `max_steps` columns."""
@@ -58,7 +59,7 @@ class DuplexLM(nn.Module):
     def _check(self, codes: Tensor) -> None:
         if codes.dim() != 3 or codes.shape[1] != self.layout.num_streams:
             raise ValueError(f"codes are {list(codes.shape)}, expected [B, {self.layout.num_streams}, T]")
-        wrong = (codes < -1) | (codes > self.layout.initial_ids(codes.device)[:, None])
+        wrong = (codes < -1) | (codes > self._most.to(codes.device))
         if wrong.any():
             row = int(wrong.any(dim=2).any(dim=0).nonzero()[0])
             limit = self.config.audio_card if row else self.config.text_card

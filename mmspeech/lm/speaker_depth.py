@@ -96,10 +96,10 @@ class SpeakerDepth(nn.Module):
         projected = self.hidden_in(hidden, count=count)
         token, codes = self.text_emb(text), []
         for k in range(count):
-            x = projected[k : k + 1] + token
+            x = projected[k] + token
             for layer, own in zip(self.layers, state.layers, strict=True):
-                x = layer(x, first=k, state=own)
-            codes.append(choose(k, self.audio_linear(self.out_norms[k](x), first=k)[0]))
+                x = layer.step(x, k, own)
+            codes.append(choose(k, self.audio_linear.step(self.out_norms[k](x), k)))
             if k + 1 < count:
                 token = self.audio_emb[k](codes[-1])
         return torch.stack(codes, dim=1)

@@ -45,11 +45,10 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         ids = ids.transpose(1, 2)
-        starts = torch.arange(0, self.weight.shape[0], self.card, device=ids.device)
-        rows = (ids.clamp(min=0) + starts).flatten(0, 1)
-        present = (ids >= 0).flatten(0, 1).to(self.weight.dtype)
-        summed = F.embedding_bag(rows, self.weight, mode="sum", per_sample_weights=present)
-        return summed.unflatten(0, ids.shape[:2])
+        rows = ids.clamp(min=0)
+        if ids.shape[2] > 1:
+            rows = rows + torch.arange(0, self.weight.shape[0], self.card, device=ids.device)
+        return (F.embedding(rows, self.weight) * (ids >= 0)[..., None].to(self.weight.dtype)).sum(dim=2)
 
 
 class TemporalTransformer(nn.Module):

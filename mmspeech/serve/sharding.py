@@ -25,10 +25,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from mmspeech.config import ConfigError, LMConfig
-from mmspeech.lm.depth import StepLinear
+from mmspeech.lm.depth import StepLinears
 from mmspeech.lm.model import DuplexLM
 
 ROW, COLUMN = "row", "column"
@@ -45,27 +45,6 @@ PARTITION = (
     (r".*\.layers\.\d+\.(out_proj|ffn_out)\.steps\.\d+\.weight$", ROW, 1),
 )
 FEED_FORWARD_IN = r".*\.ffn\.linear_in\.weight$"
-
-
-class StepLinears(nn.Module):
-    """What a StepLinear computes, from one nn.Linear per step (the form DeepSpeed can split)."""
-
-    def __init__(self, whole: StepLinear):
-        super().__init__()
-        self.steps = nn.ModuleList()
-        for weight in whole.weight.detach():
-            step = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-            step.weight = nn.Parameter(weight, requires_grad=False)
-            self.steps.append(step)
-
-    @property
-    def weight(self) -> Tensor:
-        """[1, out, in]: that of the first step, for its shape."""
-        return self.steps[0].weight[None]
-
-    def forward(self, x: Tensor, first: int = 0) -> Tensor:
-        """x [k, M, in] of the steps from `first` on -> [k, M, out]."""
-        return torch.stack([self.steps[first + index](row) for index, row in enumerate(x)])
 
 
 def check_divisible(config: LMConfig, num_ranks: int) -> None:
@@ -108,7 +87,7 @@ def shard(lm: DuplexLM, *, num_ranks: int, local_rank: int, device: torch.device
     lm.requires_grad_(False)
     for layer in lm.depth.layers:
         for name in ("in_proj", "out_proj", "ffn_in", "ffn_out"):
-            setattr(layer, name, StepLinears(getattr(layer, name)))
+            setattr(layer, name, StepLinears.of(getattr(layer, name)))
     gated = lm.temporal.transformer.layers[0].ffn.gated
     specs = [_spec(*row) for row in (*PARTITION, (FEED_FORWARD_IN, COLUMN, 2 if gated else 1))]
     # No "bf16" or "fp16" section, whatever the weights are: those build an optimiser.

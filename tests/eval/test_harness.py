@@ -227,6 +227,19 @@ def test_several_processes_give_the_same_numbers(small_checkpoint, tmp_path):
     assert (tmp_path / "one" / SAMPLES).read_text() == (tmp_path / "two" / SAMPLES).read_text()
 
 
+def test_a_quantised_model_is_another_run(small_checkpoint, tmp_path):
+    pytest.importorskip("torchao", reason="pip install mmspeech[quantize]")
+    manifest = write_questions(tmp_path, count=2)
+    asked = ("--tasks", "spoken_vqa", "--manifest", manifest, "--model", small_checkpoint, "--recogniser", "none")
+    for quantize in ((), ("--quantize", "int8")):
+        result = run(*asked, *quantize, "--out", tmp_path / f"o{len(quantize)}")
+        assert result.exit_code == 0, result.output
+    whole, small = (read_results(tmp_path / name)["run"] for name in ("o0", "o2"))
+    assert small["responder"] == f"{whole['responder']} in int8" and small["model"] == whole["model"]
+    result = run(*asked, "--quantize", "int8", "--out", tmp_path / "o0")
+    assert result.exit_code == 2 and "another run" in result.stderr
+
+
 def test_unknown_tasks_and_scripts_list_the_known(tmp_path):
     with pytest.raises(ConfigError, match=r"expected one of .*rendered_world.*spoken_vqa"):
         find("nothing")

@@ -16,9 +16,8 @@ from split_call import record
 from mmspeech.audio.waveform import write_wav
 from mmspeech.checkpoint import EMBEDDED, load_model
 from mmspeech.config import ConfigError
-from mmspeech.lm.depth import StepLinear
 from mmspeech.serve.ranks import RankError, launched_rank, own_device
-from mmspeech.serve.sharding import StepLinears, check_deepspeed, check_divisible
+from mmspeech.serve.sharding import check_deepspeed, check_divisible
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(sys.modules[split_call_main.__module__].__file__)
@@ -118,14 +117,6 @@ def test_bench_stands_beside_one_process(small_checkpoint, tmp_path):
     result = json.loads(out.read_text())
     assert result["tensor_parallel"] == 2 and result["frames_equal"] == 20
     assert {f"think, {name}" for name in ("2 processes", "one process")} < result["ms"].keys()
-
-
-def test_linears_per_step_compute_the_same():
-    whole = StepLinear(3, 8, 10)
-    split, x = StepLinears(whole), torch.randn(3, 5, 8)
-    torch.testing.assert_close(split(x), whole(x))
-    torch.testing.assert_close(split(x[1:2], 1), whole(x[1:2], 1))
-    assert split.weight.shape[1] == whole.weight.shape[1] == 10
 
 
 def test_heads_must_divide(small_bundle):
