@@ -9,7 +9,16 @@ import pytest
 from data_prep.film import film
 from data_prep.happenings import KINDS, random_clip
 from data_prep.motion import SEEN_FPS, Clip, load_clip
-from data_prep.motion_dialogue import ASKED_BEFORE_SEC, GROUPS, clip_turns, commentary
+from data_prep.motion_dialogue import (
+    ASKED_BEFORE_SEC,
+    BRIEFLY_SEC,
+    GROUPS,
+    TimedTurn,
+    clip_turns,
+    commentary,
+    draw_turn,
+)
+from data_prep.world_dialogue import Turn
 from mmspeech.config import ConfigError
 
 STEP_SEC = 0.1
@@ -121,6 +130,19 @@ def test_every_kind_of_question_and_event_comes(clips):
     assert kinds == set(KINDS)
     for group in GROUPS:
         assert any(list(clip_turns(clip, np.random.default_rng(0), groups=(group,))) for clip in clips)
+
+
+def test_what_is_true_for_a_moment_is_drawn_more_often_and_no_kind_for_having_many_turns():
+    asked = [("happened", BRIEFLY_SEC / 2), *[("happened", 3.0)] * 20, *[("did_move", 3.0)] * 20, ("count_all", 3.0)]
+    turns = [
+        TimedTurn(Turn(kind, f"question {number}", "answer", ("answer",)), 1.0, 1.0 + long_sec)
+        for number, (kind, long_sec) in enumerate(asked)
+    ]
+    rng = np.random.default_rng(0)
+    drawn = [draw_turn(turns, rng) for _ in range(600)]
+    assert drawn.count(turns[0]) > 300
+    counts = [sum(timed.turn.kind == kind for timed in drawn) for kind in ("did_move", "count_all")]
+    assert 0 < counts[0] < 2 * counts[1]
 
 
 def test_splits_share_no_clip():
