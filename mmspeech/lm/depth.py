@@ -32,10 +32,11 @@ class DepthState(State):
 
 
 class StepLinear(nn.Module):
-    """One matrix per step, weight [K, out, in]: x [k, M, in] of the first k steps -> [k, M, out]; `step` for one.
+    """One matrix per step, weight [K, out, in]: x [k, M, in] of the first k steps -> [k, M, out], or x [M, in] of step
+    `number` -> [M, out].
 
-    x [M, in] goes through the matrices of the first `count` steps (None: of all) -> [count, M, out]. With a `schedule`
-    there are fewer matrices than steps: step k has number schedule[k].
+    Without a number x [M, in] goes through the matrices of the first `count` steps (None: of all) -> [count, M, out].
+    With a `schedule` there are fewer matrices than steps: step k has number schedule[k].
     """
 
     def __init__(self, num_steps: int, in_dim: int, out_dim: int, *, schedule: Sequence[int] | None = None):
@@ -45,22 +46,15 @@ class StepLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_matrices, out_dim, in_dim))
         nn.init.uniform_(self.weight, -(in_dim**-0.5), in_dim**-0.5)
 
-    @property
-    def out_dim(self) -> int:
-        """Of this process."""
-        return self.weight.shape[1]
-
-    def forward(self, x: Tensor, count: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, number: int | None = None, *, count: int | None = None) -> Tensor:
+        if number is not None:
+            return F.linear(x, self.weight[number if self.schedule is None else self.schedule[number]])
         if x.dim() == 3:
             return torch.bmm(x, self._of_steps(len(x)).transpose(1, 2))
         numbers = None if self.schedule is None else self.schedule[:count]
         weight = self._first(count) if numbers is None else self.weight[: max(numbers) + 1]
         y = F.linear(x, weight.flatten(0, 1)).unflatten(-1, weight.shape[:2]).transpose(0, 1)
         return y if numbers is None else y[numbers]
-
-    def step(self, x: Tensor, number: int) -> Tensor:
-        """x [M, in] of one step -> [M, out]."""
-        return F.linear(x, self.weight[number if self.schedule is None else self.schedule[number]])
 
     def _of_steps(self, count: int) -> Tensor:
         return self._first(count) if self.schedule is None else self.weight[self.schedule[:count]]
@@ -89,17 +83,11 @@ class StepLinears(nn.Module):
             steps.append(linear)
         return cls(steps)
 
-    @property
-    def out_dim(self) -> int:
-        """Of this process."""
-        return self.steps[0].weight.shape[0]
-
-    def forward(self, x: Tensor, count: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, number: int | None = None, *, count: int | None = None) -> Tensor:
+        if number is not None:
+            return self.steps[number](x)
         rows = x if x.dim() == 3 else [x] * len(self.steps[:count])
         return torch.stack([step(row) for step, row in zip(self.steps, rows, strict=False)])
-
-    def step(self, x: Tensor, number: int) -> Tensor:
-        return self.steps[number](x)
 
 
 class DepthLayer(nn.Module):
@@ -120,7 +108,7 @@ class DepthLayer(nn.Module):
         schedule: Sequence[int] | None = None,
     ):
         super().__init__()
-        self.head_dim = dim // num_heads
+        self.num_heads, self.head_dim = num_heads, dim // num_heads  # DeepSpeed sets the first to a process's share
         self.norm1 = build_norm(norm, dim, eps=norm_eps)
         self.in_proj = StepLinear(num_steps, dim, 3 * dim, schedule=schedule)
         self.out_proj = StepLinear(num_steps, dim, dim, schedule=schedule)
@@ -128,33 +116,28 @@ class DepthLayer(nn.Module):
         self.ffn_in = StepLinear(num_steps, dim, 2 * ffn_dim, schedule=schedule)
         self.ffn_out = StepLinear(num_steps, ffn_dim, dim, schedule=schedule)
 
-    @property
-    def own_heads(self) -> int:
-        """Of this process."""
-        return self.in_proj.out_dim // (3 * self.head_dim)
-
     def init_state(self, batch_size: int, *, num_steps: int, device, dtype) -> DepthLayerState:
-        shape = (batch_size, 2, self.own_heads, num_steps, self.head_dim)
+        shape = (batch_size, 2, self.num_heads, num_steps, self.head_dim)
         return DepthLayerState(torch.zeros(shape, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """All steps of whole frames, or the first ones, [K, M, D]."""
         count, rows = x.shape[:2]
         qkv = self.in_proj(self.norm1(x))
-        query, key, value = qkv.view(count, rows, 3, self.own_heads, self.head_dim).permute(2, 1, 3, 0, 4).unbind(0)
+        query, key, value = qkv.view(count, rows, 3, self.num_heads, self.head_dim).permute(2, 1, 3, 0, 4).unbind(0)
         y = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.out_proj(y.permute(2, 0, 1, 3).flatten(2))
         return x + self.ffn_out(gated_silu(self.ffn_in(self.norm2(x))))
 
     def step(self, x: Tensor, number: int, state: DepthLayerState) -> Tensor:
         """One step of a frame, [M, D], after those whose keys and values are in `state`."""
-        qkv = self.in_proj.step(self.norm1(x), number).view(x.shape[0], 3, -1, self.head_dim)
+        qkv = self.in_proj(self.norm1(x), number).view(x.shape[0], 3, -1, self.head_dim)
         state.keys_values.select(3, number).copy_(qkv.narrow(1, 1, 2))
         key, value = state.keys_values.narrow(3, 0, number + 1).unbind(1)
         query = qkv.select(1, 0).unsqueeze(2).to(key.dtype)
         y = F.scaled_dot_product_attention(query, key, value).flatten(1)
-        x = x + self.out_proj.step(y if y.dtype == x.dtype else y.to(x.dtype), number)
-        return x + self.ffn_out.step(gated_silu(self.ffn_in.step(self.norm2(x), number)), number)
+        x = x + self.out_proj(y if y.dtype == x.dtype else y.to(x.dtype), number)
+        return x + self.ffn_out(gated_silu(self.ffn_in(self.norm2(x), number)), number)
 
 
 class DepthTransformer(nn.Module):
@@ -226,7 +209,7 @@ class DepthTransformer(nn.Module):
             x = projected[k] + token
             for layer, own in zip(self.layers, state.layers, strict=True):
                 x = layer.step(x, k, own)
-            logits.append(self.audio_linear.step(x, k))
+            logits.append(self.audio_linear(x, k))
             chosen.append(choose(k, logits[-1]))
         return torch.stack(chosen, dim=1), logits
 

@@ -99,7 +99,7 @@ class SpeakerDepth(nn.Module):
             x = projected[k] + token
             for layer, own in zip(self.layers, state.layers, strict=True):
                 x = layer.step(x, k, own)
-            codes.append(choose(k, self.audio_linear.step(self.out_norms[k](x), k)))
+            codes.append(choose(k, self.audio_linear(self.out_norms[k](x), k)))
             if k + 1 < count:
                 token = self.audio_emb[k](codes[-1])
         return torch.stack(codes, dim=1)
