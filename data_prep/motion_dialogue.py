@@ -36,6 +36,7 @@ from data_prep.world_dialogue import NUMBERS, PLACE_NAMES, Turn, articles, form_
 JUST_SEC = 3.0  # how long after an event one may ask what just happened
 LATEST_SEC = 2.0  # after the clip's end a question is over
 ANSWERING_SEC = 0.4  # what is asked about stays as it is until the answer begins
+BRIEFLY_SEC = 1.6  # shorter than an answer takes: what is seen while it is said is not what was asked about any more
 ASKED_BEFORE_SEC = 1.4  # the least time from the end of a request for commentary to the first event's end
 
 AGREED = "okay"
@@ -321,7 +322,6 @@ def clip_turns(
             yield TimedTurn(timed.turn, timed.earliest_sec, latest_sec)
 
 
-BRIEFLY_SEC = 1.6  # shorter than an answer takes: what is seen while it is said is not what was asked about any more
 # Of the kinds of turns in training; 1 for all others. What has many answers, or is true for a moment only, takes the
 # most learning.
 KIND_WEIGHTS = {

@@ -250,16 +250,15 @@ def _asked_turns(
 
 def _ask_about(draft: Draft, clip: Clip, rng: np.random.Generator) -> float | None:
     """A question about the clip with its answer; returns when the clip begins, None when nobody asked any."""
-    found: list[tuple[TimedTurn, Piece]] = []
+    found: dict[TimedTurn, Piece] = {}
     for timed in clip_turns(clip, rng, tries=TRIES // CLIP_TRIES):
         asked = draft.bank.find(timed.turn, rng)
         if asked is not None and draft.mouth.can_say(timed.turn.answer):
-            found.append((timed, asked))
+            found[timed] = asked
     if not found:
         return None
-    timed = draw_turn([timed for timed, _ in found], rng)
-    asked = next(asked for other, asked in found if other is timed)
-    return _place(draft, asked, timed, rng, early=rng.random() < EARLY_SHARE)
+    timed = draw_turn(list(found), rng)
+    return _place(draft, found[timed], timed, rng, early=rng.random() < EARLY_SHARE)
 
 
 def _place(draft: Draft, asked: Piece, timed: TimedTurn, rng: np.random.Generator, *, early: bool) -> float:

@@ -136,7 +136,7 @@ class DepthLayer(nn.Module):
         key, value = state.keys_values.narrow(3, 0, number + 1).unbind(1)
         query = qkv.select(1, 0).unsqueeze(2).to(key.dtype)
         y = F.scaled_dot_product_attention(query, key, value).flatten(1)
-        x = x + self.out_proj(y if y.dtype == x.dtype else y.to(x.dtype), number)
+        x = x + self.out_proj(y.to(x.dtype), number)
         return x + self.ffn_out(gated_silu(self.ffn_in(self.norm2(x), number)), number)
 
 
