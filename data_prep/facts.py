@@ -21,7 +21,7 @@ from data_prep.motion_dialogue import TimedTurn, clip_turns, commentary, draw_tu
 from data_prep.render import render_png
 from data_prep.scenes import item_rng
 from data_prep.world import random_scene
-from data_prep.world_dialogue import visual_turn
+from data_prep.world_dialogue import LEARNT_KINDS, visual_turn
 from data_prep.world_speak import Timing
 from mmspeech.checkpoint import load_codec
 from mmspeech.config import StrictModel
@@ -73,7 +73,8 @@ Made = tuple[tuple[list[Word], int], Visual]
 def _of_scene(rng: np.random.Generator, settings: FactsSettings) -> Made:
     scene = random_scene(rng, split=settings.split)
     # As many draws as facts: what is often asked is often told.
-    sentences = list(dict.fromkeys(visual_turn(scene, rng).answer for _ in range(settings.num_facts)))
+    drawn = (visual_turn(scene, rng, kinds=LEARNT_KINDS) for _ in range(settings.num_facts))
+    sentences = list(dict.fromkeys(turn.answer for turn in drawn))
     laid = _lay_out(lambda now_sec: sentences.pop(0) if sentences else None, rng)
     return laid, Visual(render_png(scene, size_px=settings.size_px))
 

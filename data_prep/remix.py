@@ -28,7 +28,7 @@ from data_prep.render import render_png
 from data_prep.scenes import item_rng
 from data_prep.tts import require_synthesisers
 from data_prep.world import random_scene
-from data_prep.world_dialogue import Turn, blind_turn, shown_turn, visual_turn
+from data_prep.world_dialogue import LEARNT_KINDS, Turn, blind_turn, shown_turn, visual_turn
 from data_prep.world_speak import COMMENT_WITHIN_SEC, FIRST_ROOM_SEC, LONG_ANSWER_SEC, Timing
 from mmspeech.audio.codec import codec_hash
 from mmspeech.checkpoint import load_codec
@@ -39,6 +39,7 @@ from mmspeech.types import Sample, Visual, Word
 
 TRIES = 60  # turns that are thought up for a call; one that nobody asked for is passed over
 CLIP_TRIES = 8  # clips that are thought up for a call
+LISTENS_SEC = 4.0  # the longest silence after an answer while its clip goes on
 EARLY_SHARE = 0.5  # of the calls about clips: the call begins after its clip, as when training takes a part of a call
 
 
@@ -112,6 +113,10 @@ class Draft:
         self._quiet.append((begin + late + early, heard.quiet))
         self._add(user, spoken, begin + late + early, first_row=len(user))
 
+    def wait(self, frames: int) -> None:
+        """Nobody says anything."""
+        self.end_frame += frames
+
     def _add(self, codes: Tensor, words: Iterable[Word], at: int, *, first_row: int = 0) -> None:
         self._lines.append((at, first_row, codes))
         self.words += [word.later(frames_to_seconds(at)) for word in words]
@@ -176,7 +181,7 @@ def _maker(settings: RemixSettings, number: int) -> tuple[str, Maker]:
 def _of_scene(bank: Bank, mouth: Mouth, rng: np.random.Generator, settings: RemixSettings) -> Draft | None:
     scene, draft = random_scene(rng, split=settings.split), Draft(bank, mouth)
     draft.visuals.append(Visual(render_png(scene, size_px=settings.size_px)))
-    return _converse(draft, lambda: shown_turn(scene, rng), rng, settings)
+    return _converse(draft, lambda: shown_turn(scene, rng, kinds=LEARNT_KINDS), rng, settings)
 
 
 def _of_nothing(bank: Bank, mouth: Mouth, rng: np.random.Generator, settings: RemixSettings) -> Draft | None:
@@ -206,7 +211,7 @@ def _of_swap(bank: Bank, mouth: Mouth, rng: np.random.Generator, settings: Remix
         scene = random_scene(rng, split=settings.split)
         start_sec = round(frames_to_seconds(draft.end_frame) + late_sec, 3)
         draft.visuals.append(Visual(render_png(scene, size_px=settings.size_px), start_sec))
-        turns = _asked_turns(bank, mouth, partial(visual_turn, scene, rng), rng, 1)
+        turns = _asked_turns(bank, mouth, partial(visual_turn, scene, rng, kinds=LEARNT_KINDS), rng, 1)
         if not turns:
             return None
         piece, answer = turns[0]
@@ -258,7 +263,11 @@ def _ask_about(draft: Draft, clip: Clip, rng: np.random.Generator) -> float | No
     if not found:
         return None
     timed = draw_turn(list(found), rng)
-    return _place(draft, found[timed], timed, rng, early=rng.random() < EARLY_SHARE)
+    start_sec = _place(draft, found[timed], timed, rng, early=rng.random() < EARLY_SHARE)
+    # What happens after the answer is not told: nobody asked for it.
+    left_sec = start_sec + clip.duration_sec - frames_to_seconds(draft.end_frame)
+    draft.wait(seconds_to_frames(rng.uniform(0.0, max(0.0, min(left_sec, LISTENS_SEC)))))
+    return start_sec
 
 
 def _place(draft: Draft, asked: Piece, timed: TimedTurn, rng: np.random.Generator, *, early: bool) -> float:

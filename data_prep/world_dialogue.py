@@ -283,17 +283,22 @@ def _describe(scene: Scene, rng) -> Turn:
     return form_turn(rng, "describe", DESCRIBE, f"i see {listed}", (listed,))
 
 
-VISUAL_KINDS: tuple[tuple[Callable, float], ...] = (
+Kinds = tuple[tuple[Callable[[Scene, np.random.Generator], Turn | None], float], ...]
+VISUAL_KINDS: Kinds = (
     (_colour_of_shape, 1.2), (_shape_of_colour, 1.2), (_what_at, 1.2), (_where_is, 1.2), (_size_of, 0.6),
     (_count_all, 0.6), (_count_colour, 0.8), (_count_shape, 0.9), (_exists, 1.3), (_describe, 0.8),
 )  # fmt: skip
+# For training: what is asked in words much like another question's, or answered at length, takes more learning.
+LEARNT_KINDS: Kinds = tuple(
+    (make, weight * {_size_of: 2.5, _where_is: 1.2, _describe: 1.6}.get(make, 1.0)) for make, weight in VISUAL_KINDS
+)
 
 
-def visual_turn(scene: Scene, rng: np.random.Generator) -> Turn:
+def visual_turn(scene: Scene, rng: np.random.Generator, *, kinds: Kinds = VISUAL_KINDS) -> Turn:
     """A question about `scene` that has one right answer."""
-    weights = np.array([weight for _, weight in VISUAL_KINDS])
+    weights = np.array([weight for _, weight in kinds])
     while True:
-        make = VISUAL_KINDS[int(rng.choice(len(VISUAL_KINDS), p=weights / weights.sum()))][0]
+        make = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))][0]
         if (turn := make(scene, rng)) is not None:
             break
     if rng.random() < 0.08:
@@ -324,9 +329,9 @@ def repeat_turn(scene: Scene, rng: np.random.Generator) -> Turn:
     return form_turn(rng, "repeat", REPEAT, phrase, (phrase,), phrase=phrase)
 
 
-def shown_turn(scene: Scene, rng: np.random.Generator) -> Turn:
+def shown_turn(scene: Scene, rng: np.random.Generator, *, kinds: Kinds = VISUAL_KINDS) -> Turn:
     """A turn of a call with a picture: mostly about it, small talk now and then."""
-    return small_talk_turn(rng) if rng.random() < 0.12 else visual_turn(scene, rng)
+    return small_talk_turn(rng) if rng.random() < 0.12 else visual_turn(scene, rng, kinds=kinds)
 
 
 def blind_turn(scene: Scene, rng: np.random.Generator) -> Turn:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eval.console import told_errors
-from eval.task import GREEDY, MissingDataError, Pictures, Settings, Task
+from eval.task import MissingDataError, Pictures, Settings, Task
 from mmspeech.config import ConfigError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def main(
             manifest=manifest,
             limit=limit,
             seed=seed,
-            sampling=GREEDY if greedy else None,
+            greedy=greedy,
             pictures=pictures,
             sentences=None if sentences is None else read_sentences(sentences),
             recogniser=recogniser,
@@ -110,7 +110,7 @@ def ablate(
     from eval.ablate import Places
     from eval.ablate import ablate as run_plan
 
-    settings = Settings(limit=limit, seed=seed, sampling=GREEDY, recogniser="none")
+    settings = Settings(limit=limit, seed=seed, greedy=True, recogniser="none")
     with told_errors():
         run_plan(plan, Places(data, runs, out), settings, batch_size=batch_size, console=Console())
 

@@ -115,8 +115,9 @@ def _measure(
     task = find(TASK)(settings, bundle)
     out = places.out / slug(row.name) / Path(manifest).stem
     identity = run_identity(settings=settings, bundle=bundle, who=row.name, batch_size=batch_size) | {"gate": row.gate}
-    key = reply_identity(bundle, settings.sampling or bundle.config.generation) | {"gate": row.gate}
-    responder = KeptReplies(ModelResponder(bundle, sampling=settings.sampling), out / REPLIES, identity=key)
+    sampling = settings.sampling(bundle)
+    key = reply_identity(bundle, sampling) | {"gate": row.gate}
+    responder = KeptReplies(ModelResponder(bundle, sampling=sampling), out / REPLIES, identity=key)
 
     def bar(_: str):
         return progress_bar(f"{row.name}, {Path(manifest).stem}")

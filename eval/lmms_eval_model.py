@@ -21,7 +21,7 @@ from PIL import Image
 from eval.options import judged_options
 from eval.responder import ModelResponder
 from eval.sights import last_pictures
-from eval.task import GREEDY, Prompt
+from eval.task import Prompt
 from mmspeech.audio.waveform import resample
 from mmspeech.config import ConfigError
 from mmspeech.frames import SAMPLE_RATE_HZ
@@ -62,7 +62,8 @@ class MmspeechModel(lmms):
         self.bundle = load_model(pretrained, device=check_device(device or "cpu"))
         settle_threads(self.bundle.model)
         self.batch_size = 1 if batch_size == "auto" else int(batch_size)
-        self._responder = ModelResponder(self.bundle, sampling=GREEDY, max_sec=float(max_sec))
+        sampling = self.bundle.config.generation.greedy()
+        self._responder = ModelResponder(self.bundle, sampling=sampling, max_sec=float(max_sec))
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """The answers to requests with arguments (context, options, doc_to_visual, doc_id, task, split)."""

@@ -20,7 +20,7 @@ class PooledResponder:
     A context: the processes end with it.
     """
 
-    def __init__(self, path: Path, opened: dict[str, Any], *, sampling: GenerationConfig | None, processes: int):
+    def __init__(self, path: Path, opened: dict[str, Any], *, sampling: GenerationConfig, processes: int):
         self._pool = ProcessPoolExecutor(
             processes,
             mp_context=multiprocessing.get_context("spawn"),
@@ -39,7 +39,7 @@ class PooledResponder:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _begin(path: Path, opened: dict[str, Any], sampling: GenerationConfig | None, processes: int) -> None:
+def _begin(path: Path, opened: dict[str, Any], sampling: GenerationConfig, processes: int) -> None:
     global _own
     from mmspeech.checkpoint import load_model
     from mmspeech.serve.engine import settle_threads

@@ -35,7 +35,7 @@ def run_identity(*, settings: Settings, bundle: "Bundle | None", who: str, batch
         "pictures": settings.pictures,
         "recogniser": settings.recogniser,
         "judge": settings.judge,
-        "sampling": _sampling(settings, bundle),
+        "sampling": None if bundle is None else settings.sampling(bundle).model_dump(),
         "sentences_sha256": hashlib.sha256("\n".join(settings.sentences or ()).encode()).hexdigest(),
         "model": None if bundle is None else {"name": bundle.config.name, "sha256": model_hash(bundle.path)},
     }
@@ -171,11 +171,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(child) for child in value]
     return value
-
-
-def _sampling(settings: Settings, bundle: "Bundle | None") -> dict[str, Any] | None:
-    chosen = settings.sampling or (None if bundle is None else bundle.config.generation)
-    return None if chosen is None else chosen.model_dump()
 
 
 def _file_hash(file: Path) -> str:

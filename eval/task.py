@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 Pictures = Literal["given", "none", "swapped", "shuffled", "frozen"]
 
 
-GREEDY = GenerationConfig(text_temperature=0.0, audio_temperature=0.0)
-
-
 class MissingDataError(ConfigError):
     """Local data are not there. The message says which files, where they come from, and under which licence."""
 
@@ -36,7 +33,8 @@ class Settings:
     """What the command line asks of every task.
 
     `data`: the folder with a folder for each task's data. `manifest`: for tasks that read one file of the user's.
-    `limit`: so many samples of each kind the task has at most, the first ones. `sampling` None: the checkpoint's own.
+    `limit`: so many samples of each kind the task has at most, the first ones. `greedy`: always the
+    likeliest text and codes, else as the checkpoint has it.
     `pictures`: what the lines of a manifest are shown (eval.sights.Sights). `sentences`: what the model may say
     beside what the samples expect; the closed-world recogniser knows only these words. `recogniser`: "sphinx" (closed
     world), "none", or "whisper:NAME_OR_DIR".
@@ -46,11 +44,16 @@ class Settings:
     manifest: Path | None = None
     limit: int | None = None
     seed: int = 0
-    sampling: GenerationConfig | None = None
+    greedy: bool = False
     pictures: Pictures = "given"
     sentences: tuple[str, ...] | None = None
     recogniser: str = "sphinx"
     judge: str = "rules"
+
+    def sampling(self, bundle: "Bundle") -> GenerationConfig:
+        """How this checkpoint draws its replies."""
+        own = bundle.config.generation
+        return own.greedy() if self.greedy else own
 
 
 @dataclass

@@ -13,7 +13,7 @@ import typer
 from torch import Tensor
 
 from eval.console import told_errors
-from eval.task import GREEDY, Prompt
+from eval.task import Prompt
 from mmspeech.config import ConfigError
 from mmspeech.frames import FRAME_RATE_HZ, FRAME_SAMPLES
 from mmspeech.nn.cross_attention import CrossProjections
@@ -76,7 +76,7 @@ def attention_weights(
 
 def looked_words(bundle: "Bundle", prompt: Prompt, *, seed: int = 0) -> list[LookedWord]:
     """Make the call of a prompt (greedy), and tell where each word looked. SightError for a model without eyes."""
-    calls, reader = CallBatch(bundle, sampling=GREEDY, seed=seed), TextReader(bundle)
+    calls, reader = CallBatch(bundle, sampling=bundle.config.generation.greedy(), seed=seed), TextReader(bundle)
     for at_sec, picture in prompt.pictures:
         calls.show(picture, 0, at_sec=at_sec)
     wave = torch.from_numpy(np.pad(prompt.wave, (0, -len(prompt.wave) % FRAME_SAMPLES)))

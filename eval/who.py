@@ -63,18 +63,19 @@ def responders(
     if bundle is None:
         yield lambda task: Scripted(how.model.removeprefix(SCRIPTED), task)
     elif how.paced:
-        model = ModelResponder(bundle, sampling=settings.sampling, paced=True)
+        model = ModelResponder(bundle, sampling=settings.sampling(bundle), paced=True)
         yield lambda task: model
     else:
-        identity = reply_identity(bundle, settings.sampling or bundle.config.generation)
+        sampling = settings.sampling(bundle)
+        identity = reply_identity(bundle, sampling)
         identity |= {"quantize": how.quantize} if how.quantize else {}
-        with _unpaced(bundle, how, settings.sampling) as model:
+        with _unpaced(bundle, how, sampling) as model:
             kept = KeptReplies(model, out / REPLIES, identity=identity)
             yield lambda task: kept
 
 
 @contextmanager
-def _unpaced(bundle: "Bundle", how: How, sampling: GenerationConfig | None) -> Iterator[Responder]:
+def _unpaced(bundle: "Bundle", how: How, sampling: GenerationConfig) -> Iterator[Responder]:
     if how.processes == 1:
         yield ModelResponder(bundle, sampling=sampling)
         return

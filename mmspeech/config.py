@@ -268,12 +268,21 @@ CodecConfig = Annotated[Union[MimiConfig, SpectralConfig], Field(discriminator="
 
 
 class GenerationConfig(StrictModel):
-    """Sampling of the frame generator; temperature 0 is greedy, top_k 0 keeps all."""
+    """Sampling of the frame generator; temperature 0 is greedy, top_k 0 keeps all.
+
+    `pad_mult` is added to the text stream's logit of PAD, before anything else (the name is that of Kyutai's Rust
+    server): below 0 the model speaks up more readily, above 0 it rather waits.
+    """
 
     text_temperature: float = Field(0.7, ge=0)
     text_top_k: int = Field(25, ge=0)
     audio_temperature: float = Field(0.8, ge=0)
     audio_top_k: int = Field(250, ge=0)
+    pad_mult: float = Field(0.0, ge=-100, le=100)
+
+    def greedy(self) -> "GenerationConfig":
+        """The same, but always the likeliest text and codes."""
+        return self.model_copy(update={"text_temperature": 0.0, "audio_temperature": 0.0})
 
 
 class ModelConfig(StrictModel):

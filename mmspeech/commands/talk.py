@@ -16,7 +16,6 @@ from torch import Tensor
 
 from mmspeech.audio.waveform import read_audio, write_wav
 from mmspeech.commands.common import check_device, check_output, followed, opened_model
-from mmspeech.config import GenerationConfig
 from mmspeech.frames import FRAME_SAMPLES, frames_to_seconds, samples_to_seconds
 from mmspeech.serve.eyes import FrameCounts
 from mmspeech.serve.prompt import Prompt
@@ -101,10 +100,11 @@ def run_talk(options: TalkOptions) -> None:
         from mmspeech.vision.timeline import Timeline
 
         timeline = Timeline(options.video, fps=options.fps)
-    sampling = GenerationConfig(text_temperature=0, audio_temperature=0) if options.greedy else None
     console = Console(stderr=True)
     how = {"device": options.device, "tensor_parallel": options.tensor_parallel, "quantize": options.quantize}
     with opened_model(options.model, **how) as bundle:
+        sampling = bundle.config.generation
+        sampling = sampling.greedy() if options.greedy else sampling
         session = Session(bundle, sampling, options.seed, picture, prompt=prompt)
         talk = listen_and_reply(session, question, max_sec=options.max_sec, console=console, timeline=timeline)
     write_wav(options.out, torch.stack([talk.reply, talk.question]) if options.stereo else talk.reply)

@@ -79,8 +79,10 @@ class FrameGenerator:
             if len(found) != batch_size:
                 raise ValueError(f"{len(found)} {what} for {batch_size} rows: give one, or one per row")
         layout, device = lm.layout, next(lm.parameters()).device
-        cards = {"text_card": layout.text_card, "audio_card": layout.audio_card}
-        self.sampler = Sampler(samplings, seeds, num_codebooks=layout.num_codebooks, device=device, **cards)
+        self.sampler = Sampler(
+            samplings, seeds, text_card=layout.text_card, audio_card=layout.audio_card,
+            num_codebooks=layout.num_codebooks, text_pad_id=lm.config.text_pad_id, device=device,
+        )  # fmt: skip
         self._recordings = Recordings(record)
         self.visual: VisualContext | None = None
         self.ring: VisualRing | None = None

@@ -22,6 +22,7 @@ class Sampler:
         text_card: int,
         audio_card: int,
         num_codebooks: int,
+        text_pad_id: int,
         device: torch.device,
     ):
         self.settings, self.seeds = list(settings), list(seeds)
@@ -32,6 +33,9 @@ class Sampler:
         self._temperature = torch.ones(shape, device=device)
         self._top_k = torch.ones(shape, dtype=torch.long, device=device)
         self._greedy = torch.zeros(shape, dtype=torch.bool, device=device)
+        # [B, V]: added to the logits of text.
+        self._text_bias = torch.zeros(len(self.settings), text_card, device=device)
+        self._text_pad_id = text_pad_id
         self.noise = torch.zeros(len(self.settings), 1 + num_codebooks, 0, device=device)
         for row in range(len(self.settings)):
             self.reset(row)
@@ -46,6 +50,8 @@ class Sampler:
             self._greedy[kind, row] = temperature == 0
             self._temperature[kind, row] = temperature or 1.0
             self._top_k[kind, row] = self._width(row, kind)
+        self._text_bias[row, self._text_pad_id] = chosen.pad_mult
+        self._some_biased = any(s.pad_mult for s in self.settings)
         # Of text and of audio: the width of the widest row, which is what a draw looks at of all rows, whether some
         # look at less, and whether some, or all, are greedy.
         widths = [[self._width(row, kind) for row in range(len(self.settings))] for kind in range(2)]
@@ -61,7 +67,8 @@ class Sampler:
     @property
     def kind(self) -> Hashable:
         """What decides which operations `choose` runs, and on which memory: noise of another width is elsewhere."""
-        return (*self._widths, *self._uneven, *self._some_greedy, *self._all_greedy, self.noise.shape[2])
+        flags = (*self._uneven, *self._some_greedy, *self._all_greedy, self._some_biased)
+        return (*self._widths, *flags, self.noise.shape[2])
 
     def renew(self, count: int) -> None:
         """New random numbers for a step of the first `count` rows."""
@@ -77,6 +84,8 @@ class Sampler:
     def choose(self, part: int, logits: Tensor) -> Tensor:
         """One id for each of the first rows from logits [n, V]: part 0 is text, part 1 + k codebook k."""
         kind = int(part > 0)
+        if self._some_biased and part == 0:
+            logits = logits + self._text_bias[: len(logits)]
         if self._all_greedy[kind]:
             return logits.argmax(dim=-1)
         temperature, noise, ranks, top_k, greedy = self._of(part, len(logits))

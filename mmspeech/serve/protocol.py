@@ -66,7 +66,7 @@ def sampling_of(query: Mapping[str, str], own: GenerationConfig, *, top_k_limit:
     """The checkpoint's sampling with what a client asks for (Kyutai's query names). MessageError names a bad value."""
     values = own.model_dump()
     names = {"text_topk": "text_top_k", "audio_topk": "audio_top_k"}
-    for name in ("text_temperature", "audio_temperature", *names):
+    for name in ("text_temperature", "audio_temperature", "pad_mult", *names):
         if name in query:
             values[names.get(name, name)] = query[name]
     try:

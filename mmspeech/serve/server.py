@@ -93,6 +93,7 @@ class Desk:
             "text_topk": own["text_top_k"],
             "audio_temperature": own["audio_temperature"],
             "audio_topk": own["audio_top_k"],
+            "pad_mult": own["pad_mult"],
         }
 
     @contextlib.contextmanager

@@ -121,6 +121,24 @@ def test_sampling_follows_the_distribution(make_model):
     assert counts[3:].sum() == 0
 
 
+def test_pad_mult_is_added_to_the_logit_of_pad_in_its_row_alone(make_model):
+    model = make_model(eyes=False)
+    pad = model.lm.config.text_pad_id
+    settings = [GREEDY, GREEDY.model_copy(update={"pad_mult": -1.0}), GenerationConfig(text_top_k=0, pad_mult=-1.0)]
+    generator = FrameGenerator(model.lm, 3, settings)
+    logits = torch.full((3, 11), -9.0)
+    logits[:, pad], logits[:, pad + 1] = 1.0, 0.5
+    ids = torch.zeros(3, 2000)
+    for draw in range(2000):
+        generator.sampler.renew(3)
+        ids[:, draw] = generator._choose(0, logits)
+    assert (ids[0] == pad).all() and (ids[1] == pad + 1).all()
+    share = torch.softmax(torch.tensor([0.0, 0.5]) / 0.7, dim=0)[0]
+    torch.testing.assert_close((ids[2] == pad).float().mean(), share, atol=0.04, rtol=0)
+    generator.reset(torch.tensor([False, True, True]), samplings=[GREEDY] * 3)
+    assert (generator._choose(0, logits) == pad).all()
+
+
 def test_a_row_starts_over_alone(make_model):
     model = make_model()
     heard = torch.randint(0, 7, (2, 3, 12))
