@@ -16,7 +16,7 @@ from mmspeech.serve.worker import PATIENCE_SEC, Worker
 from tests.tape import read_all_slots, record_on_tape
 
 GREEDY = GenerationConfig(text_temperature=0.0, audio_temperature=0.0)
-LOOSE = GenerationConfig(text_temperature=0.9, text_top_k=5, audio_temperature=0.7, audio_top_k=12)
+LOOSE = GenerationConfig(text_temperature=0.9, text_top_k=5, audio_temperature=0.7, audio_top_k=12, pad_mult=-1.5)
 PLACES = 4
 
 

@@ -81,6 +81,7 @@ def test_bad_messages_get_words_and_the_call_goes_on(small_bundle):
         ("?audio=mp3", "audio: expected one of opus, pcm16"),
         ("?text_temperature=-1", "text_temperature"),
         ("?text_topk=many", "text_top_k"),
+        ("?pad_mult=loud", "pad_mult"),
         ("?seed=x", "seed: expected a whole number"),
     ],
 )
