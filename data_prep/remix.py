@@ -39,7 +39,6 @@ from mmspeech.types import Sample, Visual, Word
 
 TRIES = 60  # turns that are thought up for a call; one that nobody asked for is passed over
 CLIP_TRIES = 8  # clips that are thought up for a call
-LISTENS_SEC = 4.0  # the longest silence after an answer while its clip goes on
 EARLY_SHARE = 0.5  # of the calls about clips: the call begins after its clip, as when training takes a part of a call
 
 
@@ -112,10 +111,6 @@ class Draft:
         _, user = speaker_rows(heard.codes[:, early:])
         self._quiet.append((begin + late + early, heard.quiet))
         self._add(user, spoken, begin + late + early, first_row=len(user))
-
-    def wait(self, frames: int) -> None:
-        """Nobody says anything."""
-        self.end_frame += frames
 
     def _add(self, codes: Tensor, words: Iterable[Word], at: int, *, first_row: int = 0) -> None:
         self._lines.append((at, first_row, codes))
@@ -263,11 +258,7 @@ def _ask_about(draft: Draft, clip: Clip, rng: np.random.Generator) -> float | No
     if not found:
         return None
     timed = draw_turn(list(found), rng)
-    start_sec = _place(draft, found[timed], timed, rng, early=rng.random() < EARLY_SHARE)
-    # What happens after the answer is not told: nobody asked for it.
-    left_sec = start_sec + clip.duration_sec - frames_to_seconds(draft.end_frame)
-    draft.wait(seconds_to_frames(rng.uniform(0.0, max(0.0, min(left_sec, LISTENS_SEC)))))
-    return start_sec
+    return _place(draft, found[timed], timed, rng, early=rng.random() < EARLY_SHARE)
 
 
 def _place(draft: Draft, asked: Piece, timed: TimedTurn, rng: np.random.Generator, *, early: bool) -> float:
