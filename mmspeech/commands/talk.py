@@ -103,8 +103,7 @@ def run_talk(options: TalkOptions) -> None:
     console = Console(stderr=True)
     how = {"device": options.device, "tensor_parallel": options.tensor_parallel, "quantize": options.quantize}
     with opened_model(options.model, **how) as bundle:
-        sampling = bundle.config.generation
-        sampling = sampling.greedy() if options.greedy else sampling
+        sampling = bundle.config.generation.greedy() if options.greedy else None
         session = Session(bundle, sampling, options.seed, picture, prompt=prompt)
         talk = listen_and_reply(session, question, max_sec=options.max_sec, console=console, timeline=timeline)
     write_wav(options.out, torch.stack([talk.reply, talk.question]) if options.stereo else talk.reply)

@@ -12,6 +12,7 @@ class Sampler:
     """Chooses the text id (part 0) and the K codes (parts 1..K) of a step for B rows.
 
     A row draws the same in any company: its random numbers come from its own seed, as many as its own settings need.
+    `text_pad_id`: the class that `pad_mult` is for; None where text has no such class, and no setting changes it.
     """
 
     def __init__(
@@ -22,7 +23,7 @@ class Sampler:
         text_card: int,
         audio_card: int,
         num_codebooks: int,
-        text_pad_id: int,
+        text_pad_id: int | None = None,
         device: torch.device,
     ):
         self.settings, self.seeds = list(settings), list(seeds)
@@ -35,7 +36,7 @@ class Sampler:
         self._greedy = torch.zeros(shape, dtype=torch.bool, device=device)
         # [B, V]: added to the logits of text.
         self._text_bias = torch.zeros(len(self.settings), text_card, device=device)
-        self._text_pad_id = text_pad_id
+        self._text_pad_id, self._some_biased = text_pad_id, False
         self.noise = torch.zeros(len(self.settings), 1 + num_codebooks, 0, device=device)
         for row in range(len(self.settings)):
             self.reset(row)
@@ -50,8 +51,9 @@ class Sampler:
             self._greedy[kind, row] = temperature == 0
             self._temperature[kind, row] = temperature or 1.0
             self._top_k[kind, row] = self._width(row, kind)
-        self._text_bias[row, self._text_pad_id] = chosen.pad_mult
-        self._some_biased = any(s.pad_mult for s in self.settings)
+        if self._text_pad_id is not None:
+            self._text_bias[row, self._text_pad_id] = chosen.pad_mult
+            self._some_biased = any(s.pad_mult for s in self.settings)
         # Of text and of audio: the width of the widest row, which is what a draw looks at of all rows, whether some
         # look at less, and whether some, or all, are greedy.
         widths = [[self._width(row, kind) for row in range(len(self.settings))] for kind in range(2)]

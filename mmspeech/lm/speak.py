@@ -12,7 +12,6 @@ from mmspeech.lm.conditions import Conditions
 from mmspeech.lm.sampling import Sampler
 from mmspeech.lm.speaker import Speaker
 from mmspeech.tokens.script import NOTHING, ScriptReader
-from mmspeech.tokens.text import PAD_ID
 
 FINAL_FRAMES = 4  # spoken behind the last word
 MAX_FRAMES = 30_000  # 40 minutes
@@ -69,7 +68,7 @@ class _Run:
         self.state, self.seen = model.init_state(rows), model.look(job.conditions)
         self.sampler = Sampler(
             [job.sampling] * self.batch_size, job.seeds, text_card=config.text_out_card, audio_card=config.audio_card,
-            num_codebooks=self.count, text_pad_id=PAD_ID, device=model.device,
+            num_codebooks=self.count, device=model.device,
         )  # fmt: skip
         self.prefixes = [self._delayed(prefix) for prefix in job.prefixes or ()]
         self.made: deque[Tensor] = deque(maxlen=self.max_delay + 1)
