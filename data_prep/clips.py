@@ -84,8 +84,10 @@ def clip_dialogue(clip: Clip, rng: np.random.Generator, *, telling: bool) -> lis
 
 
 def _clip(rng: np.random.Generator, split: str, size_px: int, *, telling: bool) -> tuple[Kind, list[dict], Seen]:
-    clip = random_clip(rng, split=split, apart_sec=COMMENTARY_APART_SEC) if telling else random_clip(rng, split=split)
-    turns = [timed.record(0) for timed in clip_dialogue(clip, rng, telling=telling)]
+    turns: list[dict] = []
+    while not turns:  # now and then nothing can be asked without doubt
+        clip = random_clip(rng, split=split, **({"apart_sec": COMMENTARY_APART_SEC} if telling else {}))
+        turns = [timed.record(0) for timed in clip_dialogue(clip, rng, telling=telling)]
     if rng.random() < 0.15:
         turns.insert(int(rng.integers(2)) * len(turns), small_talk_turn(rng).record())
     return "clip", turns, [(clip, film(clip, size_px=size_px))]

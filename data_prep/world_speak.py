@@ -127,7 +127,7 @@ def speak_shown(
         records.append(record | _spoken(turn, (begin_sec, begin_sec + length_sec), (start_sec, end_sec)))
         if "comments" in turn:
             records[-1]["comments"] = _comment(model, turn["comments"], starts_sec[turn["sight"]], end_sec, rng, timing)
-            end_sec = records[-1]["comments"][-1]["end_sec"]
+            end_sec = max([end_sec, *(comment["end_sec"] for comment in records[-1]["comments"])])
         now_sec = end_sec + rng.uniform(*timing.question_gap_sec)
     if len(starts_sec) < num_sights:
         raise ConfigError(f"{len(starts_sec)} of {num_sights} things that are shown are asked about; expected all")
@@ -170,14 +170,15 @@ def _begin(turn: dict, now_sec: float, length_sec: float, starts_sec: list[float
 
 
 def _comment(model: Track, comments: list[dict], clip_sec: float, free_sec: float, rng, timing: Timing) -> list[dict]:
-    """Let the model tell of events of a clip that began at `clip_sec`; returns the comments with times of the call."""
+    """Let the model tell of events of a clip that began at `clip_sec`; returns the comments with times of the call.
+    What could only be told too late is left out."""
     told = []
     for comment in comments:
         seen = max(seen_sec(comment["event_sec"]) + rng.uniform(*timing.reaction_sec), comment["event_sec"] + 0.4)
         start_sec = max(clip_sec + seen, free_sec + 0.1)
         event_sec = clip_sec + comment["event_sec"]
         if start_sec > event_sec + COMMENT_WITHIN_SEC:
-            raise ConfigError(f"{comment['text']!r} would be said {start_sec - event_sec:.2f} s after it happened")
+            continue
         free_sec = model.add(model_says(comment["text"]), start_sec)
         times = {"event_sec": event_sec, "start_sec": start_sec, "end_sec": free_sec}
         told.append(comment | {key: round(value, 3) for key, value in times.items()})

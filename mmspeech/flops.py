@@ -1,7 +1,8 @@
 """What a training step computes, in floating-point operations, from shapes alone; and what devices can compute.
 
 Only matrix products and attention count, two operations per multiply-add. A step of attention counts
-min(T, context) keys, without halving for causality, as is usual. Pooling of visual tokens is left out. Layers that are
+min(T, context) keys, without halving for causality, as is usual. Pooling of visual tokens and the loss on the coming
+words (mmspeech.lm.plan) are left out. Layers that are
 computed twice to save memory count once: the number measures the work the model needs.
 """
 

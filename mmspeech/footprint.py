@@ -18,6 +18,7 @@ from mmspeech.config import ModelConfig
 from mmspeech.flops import Work
 from mmspeech.lm.loss import in_pieces, score_of
 from mmspeech.lm.model import DuplexLM, VisionSpeechModel
+from mmspeech.lm.plan import WordPlanner
 
 
 @dataclass(frozen=True)
@@ -97,15 +98,19 @@ def measure_step(
     wrapped: Collection[str] = (),
     pieces: int = 1,
     depth_codebooks: int | None = None,
+    plan_words: int = 0,
 ) -> Footprint:
     """The footprint of a step on `work`; `recompute`: layers of the temporal transformer are computed again in the
     backward pass. `wrapped`: matrices that learn through LoRA, which keeps their inputs as if they learnt themselves
     (the pairs' own products are small beside those, and left out). `pieces` and `depth_codebooks`: see
-    mmspeech.lm.loss.LossWeights."""
+    mmspeech.lm.loss.LossWeights; `plan_words`: mmspeech.lm.plan, as if every frame came before so many."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
         model = VisionSpeechModel(config)
+        if plan_words:
+            model.planner = WordPlanner(dim=config.lm.temporal.dim, num_words=plan_words)
+            trainable = {*trainable, *(f"planner.{name}" for name, _ in model.planner.named_parameters())}
         for prefix, module in model.named_modules():
             for name, parameter in module.named_parameters(prefix, recurse=False):
                 held = parameter.detach().to(numbers.trained if name in trainable else numbers.frozen)
@@ -135,6 +140,8 @@ def _run(model: VisionSpeechModel, work: Work, *, autocast: bool, pieces: int, c
             hidden = lm.temporal(codes, visual=visual, logits=False).hidden.flatten(0, 1)
             kept["temporal"] = live.now
             loss = _text_loss(lm, hidden, pieces)
+            if model.planner is not None:  # it reads a layer that is as wide, and is kept anyway
+                loss = loss + _plan_loss(model, hidden, pieces)
             kept["text_logits"] = live.now
             loss = loss + _depth_loss(lm, hidden[torch.zeros(frames, dtype=torch.long)], pieces, codebooks)
         copies = live.copies
@@ -151,6 +158,13 @@ def _text_loss(lm: DuplexLM, hidden: Tensor, pieces: int) -> Tensor:
     """Of all frames, each picked as the loss picks those that count."""
     every = torch.zeros(hidden.shape[0], dtype=torch.long)
     entropy, _ = in_pieces(lambda h, ids: score_of(lm.temporal.text_linear(h), ids), pieces, hidden[every], every)
+    return entropy.sum()
+
+
+def _plan_loss(model: VisionSpeechModel, hidden: Tensor, pieces: int) -> Tensor:
+    ids = torch.zeros(hidden.shape[0], model.planner.num_words, dtype=torch.long)
+    head = model.lm.temporal.text_linear
+    entropy, _ = in_pieces(lambda h, ids: score_of(head(model.planner(h)), ids), pieces, hidden, ids)
     return entropy.sum()
 
 

@@ -22,6 +22,7 @@ from mmspeech.config import ConfigError
 from train.feed import Position
 from train.guards import SpikeGuard
 from train.machine import is_sharded
+from train.parts import PLANNER_PREFIX
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -75,6 +76,8 @@ def save_checkpoint(run_dir: Path, learner: "Learner", state: TrainState, *, kee
     origin, main = learner.origin, learner.accelerator.is_main_process
     tensors, moments = _whole_weights(learner), _whole_moments(learner)
     if main:
+        planner = {name: tensors[name] for name in tensors if name.startswith(PLANNER_PREFIX)}
+        tensors = {name: tensors[name] for name in tensors if name not in planner}
         saved = {
             "step": state.step,
             "minutes": state.minutes,
@@ -85,6 +88,7 @@ def save_checkpoint(run_dir: Path, learner: "Learner", state: TrainState, *, kee
             "trainable": learner.trainable,
             "updates": state.step - state.bad_steps,
             "moments": moments,
+            "planner": planner,
         }
         with replacing_directory(folder) as building:
             if origin.lora is not None:
@@ -128,7 +132,7 @@ def load_weights(folder: Path, learner: "Learner") -> TrainState:
             f"{folder}: trained {len(before)} parameters, now {len(now)} are to train "
             f"(first difference: {changed[0] if changed else 'their order'}); begin a new run from this checkpoint"
         )
-    tensors, lora = _stored_weights(folder, learner), learner.origin.lora
+    tensors, lora = _stored_weights(folder, learner, saved), learner.origin.lora
     brought = set() if lora is None else lora.frozen()
     own = {name: value for name, value in learner.origin.model.state_dict().items() if name not in brought}
     check_keys(own, tensors, source=folder / MODEL)
@@ -158,7 +162,7 @@ def load_moments(folder: Path, learner: "Learner") -> None:
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     _link_moments(learner)
-    weights = _stored_weights(folder, learner)
+    weights = _stored_weights(folder, learner, saved)
     for name, moments in saved["moments"].items():
         parameter = parameters[name]
         safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
@@ -189,9 +193,10 @@ def _whole_weights(learner: "Learner") -> dict[str, Tensor]:
     return tensors
 
 
-def _stored_weights(folder: Path, learner: "Learner") -> dict[str, Tensor]:
+def _stored_weights(folder: Path, learner: "Learner", saved: dict) -> dict[str, Tensor]:
     lora = learner.origin.lora
-    return read_tensors(folder / MODEL) if lora is None else lora.read(folder)
+    tensors = read_tensors(folder / MODEL) if lora is None else lora.read(folder)
+    return tensors | saved.get("planner", {})  # runs of earlier versions had none
 
 
 def _gathered(parameter: nn.Parameter) -> Tensor:

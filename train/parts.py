@@ -14,6 +14,7 @@ from mmspeech.data.visuals import PictureFormat
 from mmspeech.hub import HUB_ID
 from mmspeech.lm.loss import LossOut, LossWeights, duplex_loss, enough_pieces
 from mmspeech.lm.model import VisionSpeechModel
+from mmspeech.lm.plan import WordPlanner
 from mmspeech.tokens.text import TextTokenizer
 from mmspeech.types import Batch
 from mmspeech.vision.memory import Memory
@@ -22,6 +23,8 @@ from train.settings import InitConfig, LossConfig, TrainConfig
 if TYPE_CHECKING:
     from mmspeech.vision.encoder import VisionTower
     from train.lora import Lora
+
+PLANNER_PREFIX = "planner."
 
 
 @dataclass
@@ -63,9 +66,13 @@ class Objective(nn.Module):
         codebooks = lm.num_codebooks if config.depth_codebooks is None else config.depth_codebooks
         if codebooks > lm.num_codebooks:
             raise ConfigError(f"loss.depth_codebooks {codebooks}: the model has {lm.num_codebooks}; set at most that")
-        draws = {"depth_frames_share": config.depth_frames_share, "depth_codebooks": config.depth_codebooks}
+        draws = {
+            "depth_frames_share": config.depth_frames_share,
+            "depth_codebooks": config.depth_codebooks,
+            "plan_words": config.plan_words if config.plan else 0,
+        }
         pieces = enough_pieces(lm, frames=batch_frames, **draws) if config.pieces is None else config.pieces
-        self.weights = LossWeights(**config.model_dump() | {"pieces": pieces})
+        self.weights = LossWeights(**config.model_dump(exclude={"plan_words"}) | {"pieces": pieces})
 
     def forward(self, batch: Batch) -> LossOut:
         generator = None if batch.seed is None else torch.Generator().manual_seed(batch.seed)
@@ -93,6 +100,14 @@ def build_origin(config: TrainConfig, device: torch.device) -> Origin:
     if origin.tower is not None:
         origin.tower.to(device)
     return origin
+
+
+def add_planner(model: VisionSpeechModel, config: LossConfig) -> list[str]:
+    """Put into the model what the loss on the coming words reads them with; returns its parameters' names."""
+    if not config.plan:
+        return []
+    model.planner = WordPlanner(dim=model.config.lm.temporal.dim, num_words=config.plan_words)
+    return [PLANNER_PREFIX + name for name, _ in model.planner.named_parameters()]
 
 
 def lower_frozen(model: nn.Module) -> None:

@@ -28,7 +28,7 @@ from train.learner import Learner, StepOut
 from train.lora import add_lora
 from train.metrics import Mean, MetricsLog, ProgressBar, Rate
 from train.optim import freeze_all_but, learning_rate
-from train.parts import Origin, build_origin
+from train.parts import Origin, add_planner, build_origin
 from train.samples import Samples, write_samples
 from train.settings import TrainConfig
 from train.whole import whole_model
@@ -202,12 +202,12 @@ def set_up(config: TrainConfig, accelerator: "Accelerator") -> tuple[Learner, Da
 
 
 def _choose_trainable(origin: Origin, config: TrainConfig) -> list[str]:
-    """Names of what learns; LoRA, where asked for, is put into the model."""
+    """Names of what learns; LoRA and the planner, where asked for, are put into the model."""
     trainable = trainable_names(origin.model, config.trainable) if config.trainable else []
-    if config.lora is None:
-        return trainable
-    origin.lora = add_lora(origin.model, config.lora, seed=config.seed)
-    return origin.lora.trainable(origin.model, trainable)
+    if config.lora is not None:
+        origin.lora = add_lora(origin.model, config.lora, seed=config.seed)
+        trainable = origin.lora.trainable(origin.model, trainable)
+    return trainable + add_planner(origin.model, config.loss)
 
 
 class Clock:

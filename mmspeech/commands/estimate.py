@@ -55,6 +55,8 @@ class LossNeeds(_Needed):
     depth_frames_share: float = Field(1.0, gt=0, le=1)
     depth_codebooks: int | None = Field(None, gt=0)
     pieces: int | None = Field(None, gt=0)
+    plan: float = Field(0.0, ge=0)
+    plan_words: int = Field(8, gt=0)
 
 
 class LoraNeeds(_Needed):
@@ -131,7 +133,11 @@ def make_plan(needs: TrainNeeds) -> Plan:
     empty, lora = empty_model(model), needs.lora
     trainable = trainable_names(empty, needs.trainable) if needs.trainable else []
     wrapped = [] if lora is None else lora_names(empty, lora.targets)
-    draws = {"depth_frames_share": needs.loss.depth_frames_share, "depth_codebooks": needs.loss.depth_codebooks}
+    draws = {
+        "depth_frames_share": needs.loss.depth_frames_share,
+        "depth_codebooks": needs.loss.depth_codebooks,
+        "plan_words": needs.loss.plan_words if needs.loss.plan else 0,
+    }
     pieces = needs.loss.pieces or enough_pieces(model.lm, frames=needs.data.batch_frames, **draws)
     precision = half_or_full(needs)
     lower = {"auto": precision == "bf16", "no": False, "bf16": True}[needs.frozen_precision]

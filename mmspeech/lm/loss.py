@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmspeech.config import LMConfig
 from mmspeech.lm.model import DuplexLM, VisionSpeechModel
+from mmspeech.lm.plan import coming_words, planned_layer
 from mmspeech.lm.sight import see_calls
 from mmspeech.lm.temporal import LMOut
 from mmspeech.types import Batch, VisualContext
@@ -30,6 +31,9 @@ class LossWeights:
     pieces: what comes after the temporal transformer (text head, depth transformer and their cross-entropies) runs in
     so many pieces of the frames, again in the backward pass, so that the logits of one piece live at a time. The
     loss stays the same. A fixed number, as processes that share parameters meet in every piece.
+
+    plan: of the loss on the coming words in the sum, where the model has a planner (see mmspeech.lm.plan). Only words
+    count that are spoken: what stands in calls without sound need not be one utterance.
     """
 
     text_pad: float = 0.5
@@ -38,22 +42,26 @@ class LossWeights:
     depth_frames_share: float = 1.0
     depth_codebooks: int | None = None
     pieces: int = 1
+    plan: float = 0.0
 
 
-def enough_pieces(lm: LMConfig, *, frames: int, depth_frames_share: float, depth_codebooks: int | None) -> int:
+def enough_pieces(
+    lm: LMConfig, *, frames: int, depth_frames_share: float, depth_codebooks: int | None, plan_words: int = 0
+) -> int:
     """`LossWeights.pieces` that keep the logits of a piece below `PIECE_LOGITS` in batches of `frames`."""
     codebooks = lm.num_codebooks if depth_codebooks is None else depth_codebooks
-    return math.ceil(frames * max(lm.text_card, codebooks * lm.audio_card * depth_frames_share) / PIECE_LOGITS)
+    text, audio = lm.text_card * max(1, plan_words), codebooks * lm.audio_card * depth_frames_share
+    return math.ceil(frames * max(text, audio) / PIECE_LOGITS)
 
 
 @dataclass
 class LossOut:
-    """loss = text_loss + audio weight * audio_loss, scalars. metrics: detached scalars.
+    """loss = text_loss + audio weight * audio_loss (+ plan weight * plan_loss), scalars. metrics: detached scalars.
 
     Accuracies: `word_acc` over text targets that are words, `pad_acc` over PAD and EPAD, `semantic_acc` over the first
     codebook, `acoustic_acc` over the others (NaN where there is none). Over frames that see something: `gate`, its
     mean; `gate_open`, the share of gates beyond 0.5, over frames and layers; `gate_layer_NN`, the mean of each gated
-    layer. `depth_frames`: how many frames the depth transformer saw.
+    layer. `depth_frames`: how many frames the depth transformer saw. `plan_loss` and `plan_acc`: of the coming words.
     """
 
     loss: Tensor
@@ -81,13 +89,31 @@ def duplex_loss(
     visual = None if model.projector is None else see_batch(model, batch)
     lm = model.lm
     columns, held = lm.layout.delay(batch.codes)
-    out = lm(columns[..., :-1], visual=visual, logits=False)
+    middle = _Middle(planned_layer(len(lm.temporal.transformer.layers)))
+    out = lm(columns[..., :-1], visual=visual, logits=False, watch=None if model.planner is None else middle)
     target, held = columns[..., 1:], held[:, 1:]
     text_loss, metrics = _text_loss(lm, out.hidden, target[:, 0], batch.text_weight, weights)
     audio_loss, audio_metrics = _audio_loss(lm, out.hidden, target, held, batch.audio_weight, weights, generator)
     metrics |= audio_metrics
     metrics |= _gate_metrics(out, lm.temporal.gated_layers)
-    return LossOut(text_loss + weights.audio * audio_loss, text_loss, audio_loss, metrics)
+    loss = text_loss + weights.audio * audio_loss
+    if model.planner is not None:
+        spoken = batch.text_weight * (batch.audio_weight > 0)
+        plan_loss, plan_metrics = _plan_loss(model, middle.held, target[:, 0], spoken, weights)
+        loss, metrics = loss + weights.plan * plan_loss, metrics | plan_metrics
+    return LossOut(loss, text_loss, audio_loss, metrics)
+
+
+@dataclass
+class _Middle:
+    """Holds what one layer gives; see Transformer.forward's `watch`."""
+
+    layer: int
+    held: Tensor | None = None
+
+    def __call__(self, layer: int, x: Tensor) -> None:
+        if layer == self.layer:
+            self.held = x
 
 
 def _gate_metrics(out: LMOut, layers: tuple[int, ...]) -> dict[str, Tensor]:
@@ -122,11 +148,8 @@ def _text_loss(
     lm: DuplexLM, hidden: Tensor, target: Tensor, frame_weight: Tensor, weights: LossWeights
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """hidden [B, T, D], target and frame_weight [B, T]; runs the text head on the frames that count."""
-    delay = lm.layout.delays[0]
-    weight = F.pad(frame_weight, (delay, 0))[:, : target.shape[1]]
-    present = (target >= 0) & (target < lm.config.text_card)
-    pad = (target == lm.config.text_pad_id) | (target == lm.config.text_epad_id)
-    weight = weight * present * torch.where(pad, weights.text_pad, 1.0)
+    weight, pad = _text_weight(lm, frame_weight, target), _is_pad(lm, target)
+    weight = weight * torch.where(pad, weights.text_pad, 1.0)
     counted = weight > 0
     pad, weight = pad[counted], weight[counted]
 
@@ -139,6 +162,35 @@ def _text_loss(
         "pad_acc": _ratio((correct & pad).sum(), pad.sum()),
     }
     return _weighted_mean(entropy, weight), metrics
+
+
+def _text_weight(lm: DuplexLM, frame_weight: Tensor, target: Tensor) -> Tensor:
+    """frame_weight [B, T] of undelayed frames -> of the text targets [B, T]; 0 where there is none."""
+    weight = F.pad(frame_weight, (lm.layout.delays[0], 0))[:, : target.shape[1]]
+    return weight * ((target >= 0) & (target < lm.config.text_card))
+
+
+def _is_pad(lm: DuplexLM, target: Tensor) -> Tensor:
+    return (target == lm.config.text_pad_id) | (target == lm.config.text_epad_id)
+
+
+def _plan_loss(
+    model: VisionSpeechModel, middle: Tensor, target: Tensor, frame_weight: Tensor, weights: LossWeights
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """middle [B, T, D], target and frame_weight [B, T]: mean over all words that come soon, of all frames."""
+    lm, planner = model.lm, model.planner
+    is_word = (_text_weight(lm, frame_weight, target) > 0) & ~_is_pad(lm, target)
+    words = coming_words(target, is_word, num_words=planner.num_words)
+    counted = words[..., 0] >= 0
+    words = words[counted]
+
+    def score(middle: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        return score_of(lm.temporal.text_linear(planner(middle)), words.clamp(min=0))
+
+    entropy, correct = in_pieces(score, weights.pieces, middle[counted], words)
+    there = words >= 0
+    loss = _weighted_mean(entropy, there.float())
+    return loss, {"plan_loss": loss.detach(), "plan_acc": _ratio((correct & there).sum(), there.sum())}
 
 
 def _audio_loss(

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from mmspeech.config import ConfigError, FusionConfig, GenerationConfig, LMConfig, ModelConfig, TransformerConfig
 from mmspeech.lm.depth import DepthTransformer
 from mmspeech.lm.generate import FrameGenerator
+from mmspeech.lm.plan import WordPlanner
 from mmspeech.lm.temporal import LMOut, TemporalTransformer, build_temporal
 from mmspeech.nn.cross_attention import Fusion
 from mmspeech.nn.cuda_graph import Record
-from mmspeech.nn.transformer import TransformerState
+from mmspeech.nn.transformer import TransformerState, Watch
 from mmspeech.tokens.streams import StreamLayout
 from mmspeech.types import VisualContext
 from mmspeech.vision.projector import build_projector
@@ -41,16 +42,17 @@ class DuplexLM(nn.Module):
         visual: VisualContext | None = None,
         state: TransformerState | None = None,
         logits: bool = True,
+        watch: Watch | None = None,
     ) -> LMOut:
         """Columns [B, 1 + 2K, T] (delays applied, see StreamLayout) -> LMOut for the columns that follow, with text
-        logits if `logits`.
+        logits if `logits`. `watch`: see Transformer.forward.
 
         Ids: -1 (nothing here) up to the card of the stream (the initial token). They are checked where that costs no
         wait for the device: offline, and on CPU; a ValueError names the row.
         """
         if state is None or codes.device.type == "cpu":
             self._check(codes)
-        return self.temporal(codes, visual=visual, state=state, logits=logits)
+        return self.temporal(codes, visual=visual, state=state, logits=logits, watch=watch)
 
     def depth_logits(self, hidden: Tensor, text: Tensor, codes: Tensor) -> Tensor:
         """hidden [B, T, D], text [B, T] and own codes [B, K, T] of the predicted columns -> logits [B, T, K, card]."""
@@ -70,7 +72,8 @@ class DuplexLM(nn.Module):
 class VisionSpeechModel(nn.Module):
     """A duplex LM with eyes: `lm`, `projector` (None without vision) and a frozen `tower` that a loader puts in place.
 
-    The projector and the cross-attention inside the LM are the adapters; without vision there are none.
+    The projector and the cross-attention inside the LM are the adapters; without vision there are none. `planner`: put
+    in place by a training run that has a loss on the coming words (see mmspeech.lm.plan); no checkpoint's model has it.
     """
 
     def __init__(self, config: ModelConfig):
@@ -81,6 +84,7 @@ class VisionSpeechModel(nn.Module):
         self.lm = DuplexLM(config.lm)
         self.projector = None
         self.tower: nn.Module | None = None
+        self.planner: WordPlanner | None = None
         self.origin: Path | None = None  # the checkpoint directory, where codec and tokenizer lie
         if config.vision is not None:
             width = source_dim(config.lm.fusion, config.lm.temporal)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mmspeech.config import TransformerConfig
 from mmspeech.nn.cross_attention import Fusion
 from mmspeech.nn.layers import build_norm
-from mmspeech.nn.transformer import Transformer, TransformerState
+from mmspeech.nn.transformer import Transformer, TransformerState, Watch
 from mmspeech.types import VisualContext
 
 GATE_REPORT_LAYERS = 10
@@ -54,7 +54,8 @@ class TokenEmbedding(nn.Module):
 class TemporalTransformer(nn.Module):
     """Streams [B, 1 + 2K, T] with delays applied -> LMOut. Ids run to text_card and audio_card (the initial tokens).
 
-    With `logits` false the text head stays out: a loss runs it on the frames that it counts.
+    With `logits` false the text head stays out: a loss runs it on the frames that it counts. `watch`: see
+    Transformer.forward.
     """
 
     def __init__(
@@ -84,14 +85,15 @@ class TemporalTransformer(nn.Module):
         visual: VisualContext | None = None,
         state: TransformerState | None = None,
         logits: bool = True,
+        watch: Watch | None = None,
     ) -> LMOut:
         x = self.text_emb(codes[:, :1]) + self.audio_emb(codes[:, 1:])
         gate = torch.zeros(x.shape[:2], device=x.device)
         layer_gates = gate[..., None].expand(-1, -1, len(self.gated_layers))
         if visual is None:
-            x = self.transformer(x, state=state)
+            x = self.transformer(x, state=state, watch=watch)
         else:
-            x, gate, layer_gates = self._look(x, gate, visual, state)
+            x, gate, layer_gates = self._look(x, gate, visual, state, watch)
         hidden = self.out_norm(x)
         return LMOut(hidden, self.text_linear(hidden) if logits else None, gate, layer_gates)
 
@@ -101,7 +103,7 @@ class TemporalTransformer(nn.Module):
         return () if self.fusion is None else self.fusion.gated_layers
 
     def _look(
-        self, x: Tensor, gate: Tensor, visual: VisualContext, state: TransformerState | None
+        self, x: Tensor, gate: Tensor, visual: VisualContext, state: TransformerState | None, watch: Watch | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         if self.fusion is None:
             raise ValueError("this model has no cross-attention (lm.fusion is null) but was given something to look at")
@@ -121,7 +123,7 @@ class TemporalTransformer(nn.Module):
                     gate = gate + openness
             return x
 
-        x = self.transformer(x, state=state, between=between)
+        x = self.transformer(x, state=state, between=between, watch=watch)
         layer_gates = torch.stack([*opened.values()], dim=-1) if opened else gate.new_zeros(*gate.shape, 0)
         return x, gate / min(GATE_REPORT_LAYERS, num_layers), layer_gates
 

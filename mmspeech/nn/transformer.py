@@ -11,6 +11,8 @@ from mmspeech.nn.attention import AttentionState, CausalSelfAttention, Steps, of
 from mmspeech.nn.layers import FeedForward, LayerScale, build_norm
 from mmspeech.nn.streaming import State
 
+Watch = Callable[[int, Tensor], None]
+
 
 @dataclass
 class TransformerState(State):
@@ -118,8 +120,10 @@ class Transformer(nn.Module):
         *,
         state: TransformerState | None = None,
         between: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
-        """`between(layer index, x [B, T, D], positions [B or 1, T])` replaces x after each layer's self-attention."""
+        """`between(layer index, x [B, T, D], positions [B or 1, T])` replaces x after each layer's self-attention;
+        `watch(layer index, x)` is told what each layer gives."""
         num_steps = x.shape[1]
         steps = self.plan(num_steps, state=state, device=x.device)
         for index in range(len(self.layers)):
@@ -130,6 +134,8 @@ class Transformer(nn.Module):
                 )
             else:
                 x = self._layer(index, x, steps, state, between)
+            if watch is not None:
+                watch(index, x)
         if state is not None:
             state.offset.add_(num_steps)
         return x

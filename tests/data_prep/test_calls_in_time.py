@@ -12,7 +12,7 @@ from data_prep.track import FADE_SEC, Track
 from data_prep.tts import MODEL_VOICE, Utterance
 from data_prep.world import COLOURS, SHAPES, random_scene
 from data_prep.world_dialogue import LATE, VISUAL_KINDS, visual_turn
-from data_prep.world_speak import Timing, question_parts, speak_dialogue
+from data_prep.world_speak import COMMENT_WITHIN_SEC, Timing, question_parts, speak_dialogue, speak_shown
 from mmspeech.frames import SAMPLE_RATE_HZ
 
 WORD_SEC = 0.3
@@ -112,6 +112,21 @@ def test_a_question_is_whole_whether_or_not_there_is_a_pause_in_it():
             low, high = timing.pause_sec if "|" in asked["question"] else (0.0, 0.0)
             assert low - 2e-3 <= pause_sec <= high + 2e-3
             assert turn["answer_start_sec"] > turn["question_end_sec"] + 0.3
+
+
+def test_what_could_only_be_told_too_late_is_left_out():
+    comments = [
+        {"text": text, "answers": [text], "event_sec": event_sec}
+        for text, event_sec in (("one two three four five six", 3.0), ("too late", 3.1), ("in time", 6.0))
+    ]
+    turn = {"kind": "commentary", "question": "tell me", "answer": "okay", "answers": ["okay"], "sight": 0}
+    turn |= {"when": [-1.0, 0.0], "comments": comments}
+    spoken, _ = speak_shown(
+        [turn], num_sights=1, voice=MODEL_VOICE, rng=np.random.default_rng(0), timing=Timing(**QUIET)
+    )
+    told = spoken.record["turns"][0]["comments"]
+    assert [comment["text"] for comment in told] == ["one two three four five six", "in time"]
+    assert all(0 < one["start_sec"] - one["event_sec"] <= COMMENT_WITHIN_SEC for one in told)
 
 
 def test_no_part_before_a_pause_is_a_question_of_its_own():

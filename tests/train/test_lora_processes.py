@@ -14,6 +14,7 @@ SETTINGS = {
     "precision": "no",
     "batches_per_step": 4,
     "optim": OPTIM,
+    "loss": {"plan": 0.5},
     "trainable": ["adapters"],
     "lora": {"rank": 4, "alpha": 8},
 }

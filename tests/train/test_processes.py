@@ -75,11 +75,12 @@ def test_two_processes_take_the_steps_of_one_and_one_goes_on_from_theirs(
     mode, make_config, small_checkpoint, reference, tmp_path
 ):
     settings = {"precision": "no", "batches_per_step": 4, "optim": OPTIM, "trainable": ["adapters", "lm.depth.*"]}
+    settings |= {"loss": {"plan": 0.5}}
     sampled = {"sample_every_steps": 2, "sample_calls": 1}
     if "whole" not in reference:
         reference["whole"] = launch(make_config(run="whole", **settings, **sampled), "one", tmp_path)
     # What spares memory meets the others' parameters again in the backward pass, and changes nothing.
-    settings |= {"recompute_layers": True, "loss": {"pieces": 3}}
+    settings |= {"recompute_layers": True, "loss": {"plan": 0.5, "pieces": 3}}
     half = make_config(run=mode, max_steps=2, **settings, **sampled)
     launch(half, mode, tmp_path)
     heard = [folder / "samples/step_00000002/000.json" for folder in (half.run_dir, reference["whole"].parents[1])]

@@ -41,16 +41,18 @@ def run_killed(config) -> None:
 
 
 def test_four_steps_equal_two_a_kill_and_two_more(make_config):
-    whole = train(make_config(run="whole"))
-    killed = make_config(run="killed", sample_every_steps=3)
+    planning = {"loss": {"plan": 0.5}}  # what reads the coming words is no part of the model, and goes on, too
+    whole = train(make_config(run="whole", **planning))
+    killed = make_config(run="killed", sample_every_steps=3, **planning)
     run_killed(killed)  # dies after step 3, with a checkpoint of step 2
     assert [p.name for p in (killed.run_dir / "checkpoints").iterdir()] == ["step_00000002"]
-    resumed = train(make_config(run="killed"))
+    resumed = train(make_config(run="killed", **planning))
     assert same(weights(resumed), weights(whole))
     states = [torch.load(folder / STATE, weights_only=True) for folder in (whole, resumed)]
     assert states[0]["position"] == states[1]["position"] and states[0]["step"] == 4
     for name, moments in states[0]["moments"].items():
         assert same(moments, states[1]["moments"][name])
+    assert states[0]["planner"] and same(states[0]["planner"], states[1]["planner"])
     lines = [json.loads(line) for line in (killed.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4]
 
