@@ -36,7 +36,8 @@ QUIET_FRAMES = (4, 16)  # after the last comment
 
 class FactsSettings(StrictModel):
     """What decides on the calls. `num_facts`: different sentences about a picture or clip, at most; `clips`: their
-    share of all calls, `commentary` that of the clips that are told as they happen."""
+    share of all calls, `commentary` that of the clips that are told as they happen, `hurried` of the other clips (see
+    happenings.HURRIED_APART_SEC)."""
 
     seed: int = Field(0, ge=0)
     split: str = "train"
@@ -44,6 +45,7 @@ class FactsSettings(StrictModel):
     num_facts: int = Field(4, ge=1)
     clips: float = Field(0.0, ge=0, le=1)
     commentary: float = Field(0.2, ge=0, le=1)
+    hurried: float = Field(0.3, ge=0, le=1)
 
 
 def make_facts(out: Path, settings: FactsSettings, *, codec_dir: Path, count: int) -> ShardSetInfo:
@@ -87,7 +89,8 @@ def _known(rng: np.random.Generator, settings: FactsSettings) -> Made:
     """What is true of a clip; the call begins in its middle, when something has become true."""
     turns: list[TimedTurn] = []
     while not turns:
-        clip = random_clip(rng, split=settings.split, shares=EVEN)
+        hurried = rng.random() < settings.hurried
+        clip = random_clip(rng, split=settings.split, hurried=hurried, shares=EVEN)
         turns = list(clip_turns(clip, rng, tries=12 * settings.num_facts))
     begin_sec = draw_turn(turns, rng).earliest_sec
     told: list[str] = []

@@ -36,22 +36,28 @@ KINDS = tuple(SHARES)
 EVEN = dict.fromkeys(KINDS, 1 / len(KINDS))  # what is rare in clips takes as long to learn as what is not
 
 
+# What is asked about has just been seen when the next thing begins, and that is over before the answer is.
+HURRIED_APART_SEC = (0.9, 1.3)
+
+
 def random_clip(
     rng: np.random.Generator,
     *,
     split: str,
     apart_sec: tuple[float, float] = (0.8, 1.8),
+    hurried: bool = False,
     shares: Mapping[str, float] = SHARES,
 ) -> Clip:
     """Draw a clip that belongs to `split` (see Clip.split): drawn again until it does. Raises ConfigError.
 
-    apart_sec: the least and the greatest time from the end of an event to the beginning of the next. shares: of each of
+    apart_sec: the least and the greatest time from the end of an event to the beginning of the next. hurried: at least
+    two events, HURRIED_APART_SEC apart. shares: of each of
     KINDS among the events that are tried; not every event fits every scene.
     """
     check_split(split)
     while True:
-        clip = _any_clip(rng, apart_sec, shares)
-        if clip is not None and clip.split == split:
+        clip = _any_clip(rng, HURRIED_APART_SEC if hurried else apart_sec, shares)
+        if clip is not None and clip.split == split and len(clip.events) > hurried:
             return clip
 
 

@@ -325,7 +325,7 @@ def clip_turns(
 # Of the kinds of turns in training; 1 for all others. What has many answers, or is true for a moment only, takes the
 # most learning.
 KIND_WEIGHTS = {
-    "happened": 2.5, "happened briefly": 6.0, "how_often": 3.5, "where_first": 4.0, "colour_before": 1.2,
+    "happened": 2.5, "happened briefly": 12.0, "how_often": 3.5, "where_first": 4.0, "colour_before": 1.2,
     "appeared": 1.2, "vanished": 1.2, "did_move": 0.4, "there": 0.7,
 }  # fmt: skip
 

@@ -39,6 +39,7 @@ from mmspeech.types import Sample, Visual, Word
 
 TRIES = 60  # turns that are thought up for a call; one that nobody asked for is passed over
 CLIP_TRIES = 8  # clips that are thought up for a call
+CLIP_TURN_TRIES = 30  # turns about each: enough to find most kinds, so that their weights decide
 EARLY_SHARE = 0.5  # of the calls about clips: the call begins after its clip, as when training takes a part of a call
 
 
@@ -47,6 +48,7 @@ class RemixSettings(StrictModel):
 
     `num_turns`: of a call about a still picture or about none, at most. `clips`, `swaps` and `blind` are shares of all
     calls (a swap: one turn each about two pictures; blind: nothing is shown), `commentary` of those about clips,
+    `hurried` of the other clips (see happenings.HURRIED_APART_SEC),
     `barge_ins` of the answers that another question follows and that are long enough to be interrupted.
     """
 
@@ -58,6 +60,7 @@ class RemixSettings(StrictModel):
     swaps: float = Field(0.0, ge=0, le=1)
     blind: float = Field(0.0, ge=0, le=1)
     commentary: float = Field(0.2, ge=0, le=1)
+    hurried: float = Field(0.3, ge=0, le=1)
     barge_ins: float = Field(0.0, ge=0, le=1)
 
     @model_validator(mode="after")
@@ -224,7 +227,7 @@ def _of_clip(bank: Bank, mouth: Mouth, rng: np.random.Generator, settings: Remix
             clip = random_clip(rng, split=settings.split, apart_sec=COMMENTARY_APART_SEC)
             start_sec = _tell(draft, commentary(clip, rng), rng)
         else:
-            clip = random_clip(rng, split=settings.split)
+            clip = random_clip(rng, split=settings.split, hurried=rng.random() < settings.hurried)
             start_sec = _ask_about(draft, clip, rng)
         if start_sec is not None:
             draft.visuals.append(Visual(film(clip, size_px=settings.size_px), start_sec, "clip", SEEN_FPS))
@@ -251,7 +254,7 @@ def _asked_turns(
 def _ask_about(draft: Draft, clip: Clip, rng: np.random.Generator) -> float | None:
     """A question about the clip with its answer; returns when the clip begins, None when nobody asked any."""
     found: dict[TimedTurn, Piece] = {}
-    for timed in clip_turns(clip, rng, tries=TRIES // CLIP_TRIES):
+    for timed in clip_turns(clip, rng, tries=CLIP_TURN_TRIES):
         asked = draft.bank.find(timed.turn, rng)
         if asked is not None and draft.mouth.can_say(timed.turn.answer):
             found[timed] = asked

@@ -95,6 +95,9 @@ def remix(
     swap_share: Annotated[float, typer.Option(min=0, max=1, help="Calls in which the picture changes.")] = 0.0,
     blind_share: Annotated[float, typer.Option(min=0, max=1, help="Calls without a picture.")] = 0.0,
     commentary_share: Annotated[float, typer.Option(min=0, max=1, help="Of the clips: told as they happen.")] = 0.2,
+    hurried_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Of the other clips: one thing follows the other at once.")
+    ] = 0.3,
     barge_share: Annotated[float, typer.Option(min=0, max=1, help="Of long answers: interrupted.")] = 0.0,
 ) -> None:
     """Ask voiced questions again, under new pictures and clips and with the answers that are true of them."""
@@ -102,7 +105,7 @@ def remix(
 
     values = {"seed": seed, "split": split, "size_px": size_px, "num_turns": num_turns}
     values |= {"clips": clip_share, "swaps": swap_share, "blind": blind_share, "commentary": commentary_share}
-    values |= {"barge_ins": barge_share}
+    values |= {"barge_ins": barge_share, "hurried": hurried_share}
     info = make_remix(out, parse_config(RemixSettings, values, source="remix"), like=like, codec_dir=codec, count=count)
     typer.echo(f"{out}: {info.calls} calls, {info.frames} frames, {info.pictures} pictures")
 
@@ -118,12 +121,15 @@ def facts(
     num_facts: Annotated[int, typer.Option(min=1, help="Sentences about each, at most.")] = 4,
     clip_share: Annotated[float, typer.Option(min=0, max=1, help="Clips among them.")] = 0.0,
     commentary_share: Annotated[float, typer.Option(min=0, max=1, help="Of the clips: told as they happen.")] = 0.2,
+    hurried_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Of the other clips: one thing follows the other at once.")
+    ] = 0.3,
 ) -> None:
     """Write pictures and clips with sentences that are true of them, without sound: a shard set."""
     from data_prep.facts import FactsSettings, make_facts
 
     values = {"seed": seed, "split": split, "size_px": size_px, "num_facts": num_facts}
-    values |= {"clips": clip_share, "commentary": commentary_share}
+    values |= {"clips": clip_share, "commentary": commentary_share, "hurried": hurried_share}
     info = make_facts(out, parse_config(FactsSettings, values, source="facts"), codec_dir=codec, count=count)
     typer.echo(f"{out}: {info.calls} calls, {info.frames} frames, {info.pictures} pictures")
 

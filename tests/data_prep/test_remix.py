@@ -132,12 +132,12 @@ def test_a_clip_is_asked_about_when_the_answer_is_true(voiced, tmp_path):
         (shown,) = call.visuals
         rng = item_rng(settings.seed, settings.split, int(call.id), "remix")
         rng.random()
-        clip = random_clip(rng, split=settings.split)
+        clip = random_clip(rng, split=settings.split, hurried=rng.random() < settings.hurried)
         if shown.data != film(clip, size_px=settings.size_px):
             continue  # nobody asked about the first clip that was thought up
         asked_sec = [word.end_sec for word in call.words if word.speaker == "user"][-1] - shown.start_sec
         (answer,) = sentences(call.words)
-        turns = clip_turns(clip, np.random.default_rng(0), tries=3000)
+        turns = clip_turns(clip, np.random.default_rng(0), tries=9000)
         times = [(timed.earliest_sec, timed.latest_sec) for timed in turns if timed.turn.answer == answer]
         assert any(first - 1e-3 <= asked_sec <= last + 1e-3 for first, last in times), (answer, asked_sec, times)
         checked += 1
@@ -191,7 +191,7 @@ def test_written_sentences_are_true_when_they_stand_there(tmp_path):
             truths = {visual_turn(scene, np.random.default_rng(seed)).answer for seed in range(3000)}
         else:
             rng.random()
-            clip = random_clip(rng, split="train", shares=EVEN)
+            clip = random_clip(rng, split="train", hurried=rng.random() < settings.hurried, shares=EVEN)
             truths = {timed.turn.answer for timed in clip_turns(clip, np.random.default_rng(0), tries=4000)}
             assert call.visuals[0].start_sec < 0
         assert any(text.startswith(truth) for truth in truths) and any(text.endswith(truth) for truth in truths)
