@@ -46,7 +46,7 @@ SHARINGS = (
 @dataclass(frozen=True)
 class Plan:
     """The run to estimate. `frames_per_batch` are rows x frames per row; `trainable`: names of parameters;
-    `wrapped`: matrices that learn through LoRA pairs of rank `lora_rank` (0: none do); `plan_words`: see
+    `wrapped`: matrices that learn through LoRA pairs of rank `lora_rank` (0: none do); `plan_tokens`: see
     mmspeech.lm.plan (0: no such loss); `lower_frozen`: what does not
     train is held in bfloat16 where DeepSpeed does not decide."""
 
@@ -59,7 +59,7 @@ class Plan:
     batches_per_step: int
     depth_frames_share: float
     depth_codebooks: int | None
-    plan_words: int
+    plan_tokens: int
     pieces: int
     lower_frozen: bool
     cached_pictures: int
@@ -119,7 +119,7 @@ def shapes_and_pairs(plan: Plan) -> tuple[dict[str, tuple[int, ...]], dict[str, 
 def measure_sizes(plan: Plan) -> Sizes:
     """Parameters of every part, with what only training has: LoRA's pairs, and what reads the coming words."""
     shapes, pairs = shapes_and_pairs(plan)
-    beside = sum(map(prod, pairs.values())) + plan.plan_words * plan.model.lm.temporal.dim**2
+    beside = sum(map(prod, pairs.values())) + plan.plan_tokens * plan.model.lm.temporal.dim**2
     with torch.device("meta"):
         parts: list[nn.Module] = [build_codec(plan.model.codec)]
         if plan.model.vision is not None:
@@ -166,7 +166,7 @@ def footprints(plan: Plan, *, sharded: bool) -> dict[bool, Footprint]:
             wrapped=set(plan.wrapped),
             pieces=plan.pieces,
             depth_codebooks=plan.depth_codebooks,
-            plan_words=plan.plan_words,
+            plan_tokens=plan.plan_tokens,
         )
         for recompute in (False, True)
     }

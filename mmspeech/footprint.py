@@ -18,7 +18,7 @@ from mmspeech.config import ModelConfig
 from mmspeech.flops import Work
 from mmspeech.lm.loss import in_pieces, score_of
 from mmspeech.lm.model import DuplexLM, VisionSpeechModel
-from mmspeech.lm.plan import WordPlanner
+from mmspeech.lm.plan import TextPlanner
 
 
 @dataclass(frozen=True)
@@ -98,18 +98,18 @@ def measure_step(
     wrapped: Collection[str] = (),
     pieces: int = 1,
     depth_codebooks: int | None = None,
-    plan_words: int = 0,
+    plan_tokens: int = 0,
 ) -> Footprint:
     """The footprint of a step on `work`; `recompute`: layers of the temporal transformer are computed again in the
     backward pass. `wrapped`: matrices that learn through LoRA, which keeps their inputs as if they learnt themselves
     (the pairs' own products are small beside those, and left out). `pieces` and `depth_codebooks`: see
-    mmspeech.lm.loss.LossWeights; `plan_words`: mmspeech.lm.plan, as if every frame came before so many."""
+    mmspeech.lm.loss.LossWeights; `plan_tokens`: mmspeech.lm.plan, as if every frame came before so many."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
         model = VisionSpeechModel(config)
-        if plan_words:
-            model.planner = WordPlanner(dim=config.lm.temporal.dim, num_words=plan_words)
+        if plan_tokens:
+            model.planner = TextPlanner(dim=config.lm.temporal.dim, num_tokens=plan_tokens)
             trainable = {*trainable, *(f"planner.{name}" for name, _ in model.planner.named_parameters())}
         for prefix, module in model.named_modules():
             for name, parameter in module.named_parameters(prefix, recurse=False):
@@ -162,7 +162,7 @@ def _text_loss(lm: DuplexLM, hidden: Tensor, pieces: int) -> Tensor:
 
 
 def _plan_loss(model: VisionSpeechModel, hidden: Tensor, pieces: int) -> Tensor:
-    ids = torch.zeros(hidden.shape[0], model.planner.num_words, dtype=torch.long)
+    ids = torch.zeros(hidden.shape[0], model.planner.num_tokens, dtype=torch.long)
     head = model.lm.temporal.text_linear
     entropy, _ = in_pieces(lambda h, ids: score_of(head(model.planner(h)), ids), pieces, hidden, ids)
     return entropy.sum()

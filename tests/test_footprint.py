@@ -9,7 +9,7 @@ from mmspeech.flops import Work
 from mmspeech.footprint import Numbers, measure_step
 from mmspeech.lm.loss import duplex_loss
 from mmspeech.lm.model import VisionSpeechModel
-from mmspeech.lm.plan import WordPlanner
+from mmspeech.lm.plan import TextPlanner
 from mmspeech.lm.trainable import trainable_names
 from mmspeech.types import Batch
 
@@ -47,8 +47,8 @@ def measured_bytes(model: VisionSpeechModel, *, autocast: bool) -> int:
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bf16"])
-@pytest.mark.parametrize(("pattern", "plan_words"), [("all", 0), ("all", 4), ("adapters", 0)])
-def test_what_is_kept_for_the_backward_pass_is_estimated(pattern, plan_words, autocast, recompute):
+@pytest.mark.parametrize(("pattern", "plan_tokens"), [("all", 0), ("all", 4), ("adapters", 0)])
+def test_what_is_kept_for_the_backward_pass_is_estimated(pattern, plan_tokens, autocast, recompute):
     lm = SMALL_MODEL["lm"] | {"temporal": SMALL_MODEL["lm"]["temporal"] | {"num_layers": 4, "context": 100}}
     config = ModelConfig.model_validate(SMALL_MODEL | {"lm": lm})
     torch.manual_seed(0)
@@ -56,8 +56,8 @@ def test_what_is_kept_for_the_backward_pass_is_estimated(pattern, plan_words, au
     trainable = set(trainable_names(model, [pattern]))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
-    if plan_words:
-        model.planner = WordPlanner(dim=config.lm.temporal.dim, num_words=plan_words)
+    if plan_tokens:
+        model.planner = TextPlanner(dim=config.lm.temporal.dim, num_tokens=plan_tokens)
     model.lm.temporal.transformer.recompute = recompute
     estimate = measure_step(
         config,
@@ -65,7 +65,7 @@ def test_what_is_kept_for_the_backward_pass_is_estimated(pattern, plan_words, au
         work=Work(ROWS, STEPS, TOKENS, ROWS * STEPS),
         numbers=Numbers(torch.float32, torch.float32, autocast),
         recompute=recompute,
-        plan_words=plan_words,
+        plan_tokens=plan_tokens,
     )
     measured = measured_bytes(model, autocast=autocast)
     assert estimate.activations + estimate.weight_copies == pytest.approx(measured, rel=TOLERANCE[recompute])

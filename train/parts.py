@@ -14,7 +14,7 @@ from mmspeech.data.visuals import PictureFormat
 from mmspeech.hub import HUB_ID
 from mmspeech.lm.loss import LossOut, LossWeights, duplex_loss, enough_pieces
 from mmspeech.lm.model import VisionSpeechModel
-from mmspeech.lm.plan import WordPlanner
+from mmspeech.lm.plan import TextPlanner
 from mmspeech.tokens.text import TextTokenizer
 from mmspeech.types import Batch
 from mmspeech.vision.memory import Memory
@@ -69,10 +69,10 @@ class Objective(nn.Module):
         draws = {
             "depth_frames_share": config.depth_frames_share,
             "depth_codebooks": config.depth_codebooks,
-            "plan_words": config.plan_words if config.plan else 0,
+            "plan_tokens": config.plan_tokens if config.plan else 0,
         }
         pieces = enough_pieces(lm, frames=batch_frames, **draws) if config.pieces is None else config.pieces
-        self.weights = LossWeights(**config.model_dump(exclude={"plan_words"}) | {"pieces": pieces})
+        self.weights = LossWeights(**config.model_dump(exclude={"plan_tokens"}) | {"pieces": pieces})
 
     def forward(self, batch: Batch) -> LossOut:
         generator = None if batch.seed is None else torch.Generator().manual_seed(batch.seed)
@@ -106,7 +106,7 @@ def add_planner(model: VisionSpeechModel, config: LossConfig) -> list[str]:
     """Put into the model what the loss on the coming words reads them with; returns its parameters' names."""
     if not config.plan:
         return []
-    model.planner = WordPlanner(dim=model.config.lm.temporal.dim, num_words=config.plan_words)
+    model.planner = TextPlanner(dim=model.config.lm.temporal.dim, num_tokens=config.plan_tokens)
     return [PLANNER_PREFIX + name for name, _ in model.planner.named_parameters()]
 
 

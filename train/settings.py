@@ -132,8 +132,9 @@ class LoraSettings(StrictModel):
 
 class LossConfig(StrictModel):
     """See mmspeech.lm.loss.LossWeights. `pieces` None: as many as `data.batch_frames` asks for (see train.parts).
-    `plan`: of the loss on the next `plan_words` words (see mmspeech.lm.plan); 0: there is none. What reads them, that
-    many squares of the model's width, learns with the model and stays in the run's state.
+    `plan`: of the loss on the next `plan_tokens` text tokens that are words (see mmspeech.lm.plan); 0: there is none.
+    An answer should fit into them. What reads them, that many squares of the model's width, learns with the model and
+    stays in the run's state.
     """
 
     text_pad: float = Field(0.5, ge=0)
@@ -143,7 +144,7 @@ class LossConfig(StrictModel):
     depth_codebooks: int | None = Field(None, gt=0)
     pieces: int | None = Field(None, gt=0)
     plan: float = Field(0.0, ge=0)
-    plan_words: int = Field(8, gt=0)
+    plan_tokens: int = Field(24, gt=0)
 
 
 class GuardConfig(StrictModel):

@@ -56,7 +56,7 @@ class LossNeeds(_Needed):
     depth_codebooks: int | None = Field(None, gt=0)
     pieces: int | None = Field(None, gt=0)
     plan: float = Field(0.0, ge=0)
-    plan_words: int = Field(8, gt=0)
+    plan_tokens: int = Field(24, gt=0)
 
 
 class LoraNeeds(_Needed):
@@ -136,7 +136,7 @@ def make_plan(needs: TrainNeeds) -> Plan:
     draws = {
         "depth_frames_share": needs.loss.depth_frames_share,
         "depth_codebooks": needs.loss.depth_codebooks,
-        "plan_words": needs.loss.plan_words if needs.loss.plan else 0,
+        "plan_tokens": needs.loss.plan_tokens if needs.loss.plan else 0,
     }
     pieces = needs.loss.pieces or enough_pieces(model.lm, frames=needs.data.batch_frames, **draws)
     precision = half_or_full(needs)

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmspeech.config import LMConfig
 from mmspeech.lm.model import DuplexLM, VisionSpeechModel
-from mmspeech.lm.plan import coming_words, planned_layer
+from mmspeech.lm.plan import coming_tokens, planned_layer
 from mmspeech.lm.sight import see_calls
 from mmspeech.lm.temporal import LMOut
 from mmspeech.types import Batch, VisualContext
@@ -46,11 +46,11 @@ class LossWeights:
 
 
 def enough_pieces(
-    lm: LMConfig, *, frames: int, depth_frames_share: float, depth_codebooks: int | None, plan_words: int = 0
+    lm: LMConfig, *, frames: int, depth_frames_share: float, depth_codebooks: int | None, plan_tokens: int = 0
 ) -> int:
     """`LossWeights.pieces` that keep the logits of a piece below `PIECE_LOGITS` in batches of `frames`."""
     codebooks = lm.num_codebooks if depth_codebooks is None else depth_codebooks
-    text, audio = lm.text_card * max(1, plan_words), codebooks * lm.audio_card * depth_frames_share
+    text, audio = lm.text_card * max(1, plan_tokens), codebooks * lm.audio_card * depth_frames_share
     return math.ceil(frames * max(text, audio) / PIECE_LOGITS)
 
 
@@ -180,7 +180,7 @@ def _plan_loss(
     """middle [B, T, D], target and frame_weight [B, T]: mean over all words that come soon, of all frames."""
     lm, planner = model.lm, model.planner
     is_word = (_text_weight(lm, frame_weight, target) > 0) & ~_is_pad(lm, target)
-    words = coming_words(target, is_word, num_words=planner.num_words)
+    words = coming_tokens(target, is_word, num_tokens=planner.num_tokens)
     counted = words[..., 0] >= 0
     words = words[counted]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmspeech.config import ConfigError, FusionConfig, GenerationConfig, LMConfig, ModelConfig, TransformerConfig
 from mmspeech.lm.depth import DepthTransformer
 from mmspeech.lm.generate import FrameGenerator
-from mmspeech.lm.plan import WordPlanner
+from mmspeech.lm.plan import TextPlanner
 from mmspeech.lm.temporal import LMOut, TemporalTransformer, build_temporal
 from mmspeech.nn.cross_attention import Fusion
 from mmspeech.nn.cuda_graph import Record
@@ -84,7 +84,7 @@ class VisionSpeechModel(nn.Module):
         self.lm = DuplexLM(config.lm)
         self.projector = None
         self.tower: nn.Module | None = None
-        self.planner: WordPlanner | None = None
+        self.planner: TextPlanner | None = None
         self.origin: Path | None = None  # the checkpoint directory, where codec and tokenizer lie
         if config.vision is not None:
             width = source_dim(config.lm.fusion, config.lm.temporal)

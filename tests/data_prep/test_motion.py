@@ -1,5 +1,6 @@
 """The moving world: what is said of a clip is what its frames show, when they have shown it."""
 
+import itertools
 import json
 import re
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_prep.film import film
-from data_prep.happenings import KINDS, random_clip
+from data_prep.happenings import HURRIED_APART_SEC, KINDS, random_clip
 from data_prep.motion import SEEN_FPS, Clip, load_clip
 from data_prep.motion_dialogue import (
     ASKED_BEFORE_SEC,
@@ -143,6 +144,15 @@ def test_what_is_true_for_a_moment_is_drawn_more_often_and_no_kind_for_having_ma
     assert drawn.count(turns[0]) > 300
     counts = [sum(timed.turn.kind == kind for timed in drawn) for kind in ("did_move", "count_all")]
     assert 0 < counts[0] < 2 * counts[1]
+
+
+def test_in_a_hurried_clip_one_thing_follows_the_other_at_once():
+    rng = np.random.default_rng(1)
+    for clip in (random_clip(rng, split="train", hurried=True) for _ in range(30)):
+        assert len(clip.events) >= 2
+        for event, after in itertools.pairwise(clip.events):
+            least_sec, most_sec = HURRIED_APART_SEC
+            assert least_sec - 0.06 <= after.start_sec - event.over_sec <= most_sec + 0.06  # rounded to 0.1 s
 
 
 def test_splits_share_no_clip():

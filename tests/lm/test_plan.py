@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from mmspeech.lm.loss import LossWeights, duplex_loss
-from mmspeech.lm.plan import GAP_FRAMES, LEAD_FRAMES, WordPlanner, coming_words, planned_layer
+from mmspeech.lm.plan import GAP_FRAMES, LEAD_FRAMES, TextPlanner, coming_tokens, planned_layer
 from mmspeech.types import Batch
 
 PAD = 3
 
 
-def words_by_hand(text: list[int], frame: int, *, num_words: int) -> list[int]:
+def words_by_hand(text: list[int], frame: int, *, num_tokens: int) -> list[int]:
     found, last, limit = [], frame, LEAD_FRAMES
     for place in range(frame, len(text)):
         if text[place] == PAD:
@@ -20,24 +20,24 @@ def words_by_hand(text: list[int], frame: int, *, num_words: int) -> list[int]:
             break
         found.append(text[place])
         last, limit = place, GAP_FRAMES
-    return (found + [-1] * num_words)[:num_words]
+    return (found + [-1] * num_tokens)[:num_tokens]
 
 
-@pytest.mark.parametrize("num_words", [1, 3, 60])
-def test_the_coming_words_are_those_said_in_one_go(num_words):
+@pytest.mark.parametrize("num_tokens", [1, 3, 60])
+def test_the_coming_tokens_are_those_said_in_one_go(num_tokens):
     torch.manual_seed(0)
     text = torch.where(torch.rand(4, 50) < 0.15, torch.randint(5, 40, (4, 50)), PAD)
     text[3] = PAD
-    found = coming_words(text, text != PAD, num_words=num_words)
-    expected = [[words_by_hand(row, t, num_words=num_words) for t in range(50)] for row in text.tolist()]
+    found = coming_tokens(text, text != PAD, num_tokens=num_tokens)
+    expected = [[words_by_hand(row, t, num_tokens=num_tokens) for t in range(50)] for row in text.tolist()]
     assert found.tolist() == expected
     assert (found[:3] >= 0).any() and (found[3] == -1).all()
 
 
 def plan_model(make_model):
     model = make_model()
-    model.planner = WordPlanner(dim=model.config.lm.temporal.dim, num_words=2)
-    torch.nn.init.normal_(model.planner.words.weight, std=0.1)
+    model.planner = TextPlanner(dim=model.config.lm.temporal.dim, num_tokens=2)
+    torch.nn.init.normal_(model.planner.ahead.weight, std=0.1)
     return model
 
 
@@ -60,7 +60,7 @@ def test_the_loss_is_its_definition(make_model, make_codes):
         logits = model.lm.temporal.text_linear(model.planner(held[layer]))
     losses = []
     for frame in range(12):
-        for k, word in enumerate(words_by_hand(codes[0, 0].tolist(), frame, num_words=2)):
+        for k, word in enumerate(words_by_hand(codes[0, 0].tolist(), frame, num_tokens=2)):
             if word >= 0:
                 losses.append(F.cross_entropy(logits[0, frame, k], torch.tensor(word)).item())
     mean = sum(losses) / len(losses)
@@ -89,5 +89,5 @@ def test_without_spoken_words_there_is_nothing_to_learn(what, make_model, make_c
         batch.audio_weight.zero_()
     out = duplex_loss(model, batch, weights=LossWeights(plan=1.0))
     out.loss.backward()
-    assert float(model.planner.words.weight.grad.abs().sum()) == 0
+    assert float(model.planner.ahead.weight.grad.abs().sum()) == 0
     assert "plan_loss" in out.numbers() and "plan_acc" not in out.numbers()
