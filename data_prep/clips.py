@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from data_prep.files import write_atomic
 from data_prep.film import film
-from data_prep.happenings import random_clip
+from data_prep.happenings import APART_SEC, random_clip
 from data_prep.motion import Clip
 from data_prep.motion_dialogue import TimedTurn, clip_turns, commentary
 from data_prep.render import render_png
@@ -86,7 +86,7 @@ def clip_dialogue(clip: Clip, rng: np.random.Generator, *, telling: bool) -> lis
 def _clip(rng: np.random.Generator, split: str, size_px: int, *, telling: bool) -> tuple[Kind, list[dict], Seen]:
     turns: list[dict] = []
     while not turns:  # now and then nothing can be asked without doubt
-        clip = random_clip(rng, split=split, **({"apart_sec": COMMENTARY_APART_SEC} if telling else {}))
+        clip = random_clip(rng, split=split, apart_sec=COMMENTARY_APART_SEC if telling else APART_SEC)
         turns = [timed.record(0) for timed in clip_dialogue(clip, rng, telling=telling)]
     if rng.random() < 0.15:
         turns.insert(int(rng.integers(2)) * len(turns), small_talk_turn(rng).record())

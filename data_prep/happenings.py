@@ -36,6 +36,7 @@ KINDS = tuple(SHARES)
 EVEN = dict.fromkeys(KINDS, 1 / len(KINDS))  # what is rare in clips takes as long to learn as what is not
 
 
+APART_SEC = (0.8, 1.8)  # from the end of an event to the beginning of the next
 # What is asked about has just been seen when the next thing begins, and that is over before the answer is.
 HURRIED_APART_SEC = (0.9, 1.3)
 
@@ -44,15 +45,15 @@ def random_clip(
     rng: np.random.Generator,
     *,
     split: str,
-    apart_sec: tuple[float, float] = (0.8, 1.8),
+    apart_sec: tuple[float, float] = APART_SEC,
     hurried: bool = False,
     shares: Mapping[str, float] = SHARES,
 ) -> Clip:
     """Draw a clip that belongs to `split` (see Clip.split): drawn again until it does. Raises ConfigError.
 
     apart_sec: the least and the greatest time from the end of an event to the beginning of the next. hurried: at least
-    two events, HURRIED_APART_SEC apart. shares: of each of
-    KINDS among the events that are tried; not every event fits every scene.
+    two events, HURRIED_APART_SEC apart. shares: of each of KINDS among the events that are tried; not every event fits
+    every scene.
     """
     check_split(split)
     while True:

@@ -48,8 +48,8 @@ class RemixSettings(StrictModel):
 
     `num_turns`: of a call about a still picture or about none, at most. `clips`, `swaps` and `blind` are shares of all
     calls (a swap: one turn each about two pictures; blind: nothing is shown), `commentary` of those about clips,
-    `hurried` of the other clips (see happenings.HURRIED_APART_SEC),
-    `barge_ins` of the answers that another question follows and that are long enough to be interrupted.
+    `hurried` of the other clips (see happenings.HURRIED_APART_SEC), `barge_ins` of the answers that another question
+    follows and that are long enough to be interrupted.
     """
 
     seed: int = Field(0, ge=0)

@@ -18,7 +18,7 @@ from mmspeech.config import ModelConfig
 from mmspeech.flops import Work
 from mmspeech.lm.loss import in_pieces, score_of
 from mmspeech.lm.model import DuplexLM, VisionSpeechModel
-from mmspeech.lm.plan import TextPlanner
+from mmspeech.lm.plan import add_planner
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,7 @@ def measure_step(
 
     with FakeTensorMode():
         model = VisionSpeechModel(config)
-        if plan_tokens:
-            model.planner = TextPlanner(dim=config.lm.temporal.dim, num_tokens=plan_tokens)
-            trainable = {*trainable, *(f"planner.{name}" for name, _ in model.planner.named_parameters())}
+        trainable = {*trainable, *add_planner(model, num_tokens=plan_tokens)}
         for prefix, module in model.named_modules():
             for name, parameter in module.named_parameters(prefix, recurse=False):
                 held = parameter.detach().to(numbers.trained if name in trainable else numbers.frozen)

@@ -9,7 +9,7 @@ from mmspeech.flops import Work
 from mmspeech.footprint import Numbers, measure_step
 from mmspeech.lm.loss import duplex_loss
 from mmspeech.lm.model import VisionSpeechModel
-from mmspeech.lm.plan import TextPlanner
+from mmspeech.lm.plan import add_planner
 from mmspeech.lm.trainable import trainable_names
 from mmspeech.types import Batch
 
@@ -56,8 +56,7 @@ def test_what_is_kept_for_the_backward_pass_is_estimated(pattern, plan_tokens, a
     trainable = set(trainable_names(model, [pattern]))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
-    if plan_tokens:
-        model.planner = TextPlanner(dim=config.lm.temporal.dim, num_tokens=plan_tokens)
+    add_planner(model, num_tokens=plan_tokens)
     model.lm.temporal.transformer.recompute = recompute
     estimate = measure_step(
         config,

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from mmspeech.checkpoint import MODEL, check_keys, newest_checkpoint, read_tensors, replacing_directory, write_parts
 from mmspeech.config import ConfigError
+from mmspeech.lm.plan import PLANNER_PREFIX
 from train.feed import Position
 from train.guards import SpikeGuard
 from train.machine import is_sharded
-from train.parts import PLANNER_PREFIX
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -14,7 +14,6 @@ from mmspeech.data.visuals import PictureFormat
 from mmspeech.hub import HUB_ID
 from mmspeech.lm.loss import LossOut, LossWeights, duplex_loss, enough_pieces
 from mmspeech.lm.model import VisionSpeechModel
-from mmspeech.lm.plan import TextPlanner
 from mmspeech.tokens.text import TextTokenizer
 from mmspeech.types import Batch
 from mmspeech.vision.memory import Memory
@@ -23,8 +22,6 @@ from train.settings import InitConfig, LossConfig, TrainConfig
 if TYPE_CHECKING:
     from mmspeech.vision.encoder import VisionTower
     from train.lora import Lora
-
-PLANNER_PREFIX = "planner."
 
 
 @dataclass
@@ -69,7 +66,7 @@ class Objective(nn.Module):
         draws = {
             "depth_frames_share": config.depth_frames_share,
             "depth_codebooks": config.depth_codebooks,
-            "plan_tokens": config.plan_tokens if config.plan else 0,
+            "plan_tokens": config.planned_tokens,
         }
         pieces = enough_pieces(lm, frames=batch_frames, **draws) if config.pieces is None else config.pieces
         self.weights = LossWeights(**config.model_dump(exclude={"plan_tokens"}) | {"pieces": pieces})
@@ -100,14 +97,6 @@ def build_origin(config: TrainConfig, device: torch.device) -> Origin:
     if origin.tower is not None:
         origin.tower.to(device)
     return origin
-
-
-def add_planner(model: VisionSpeechModel, config: LossConfig) -> list[str]:
-    """Put into the model what the loss on the coming words reads them with; returns its parameters' names."""
-    if not config.plan:
-        return []
-    model.planner = TextPlanner(dim=model.config.lm.temporal.dim, num_tokens=config.plan_tokens)
-    return [PLANNER_PREFIX + name for name, _ in model.planner.named_parameters()]
 
 
 def lower_frozen(model: nn.Module) -> None:

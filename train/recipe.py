@@ -16,6 +16,7 @@ from mmspeech.config import ConfigError, Problems
 from mmspeech.data.collate import Layout, PictureFormat
 from mmspeech.data.shards import ShardSet
 from mmspeech.flops import peak_tflops
+from mmspeech.lm.plan import add_planner
 from mmspeech.lm.trainable import trainable_names
 from train import machine
 from train.boards import check_wandb
@@ -28,7 +29,7 @@ from train.learner import Learner, StepOut
 from train.lora import add_lora
 from train.metrics import Mean, MetricsLog, ProgressBar, Rate
 from train.optim import freeze_all_but, learning_rate
-from train.parts import Origin, add_planner, build_origin
+from train.parts import Origin, build_origin
 from train.samples import Samples, write_samples
 from train.settings import TrainConfig
 from train.whole import whole_model
@@ -207,7 +208,7 @@ def _choose_trainable(origin: Origin, config: TrainConfig) -> list[str]:
     if config.lora is not None:
         origin.lora = add_lora(origin.model, config.lora, seed=config.seed)
         trainable = origin.lora.trainable(origin.model, trainable)
-    return trainable + add_planner(origin.model, config.loss)
+    return trainable + add_planner(origin.model, num_tokens=config.loss.planned_tokens)
 
 
 class Clock:

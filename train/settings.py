@@ -146,6 +146,11 @@ class LossConfig(StrictModel):
     plan: float = Field(0.0, ge=0)
     plan_tokens: int = Field(24, gt=0)
 
+    @property
+    def planned_tokens(self) -> int:
+        """`plan_tokens`, or 0 where nothing is planned."""
+        return self.plan_tokens if self.plan else 0
+
 
 class GuardConfig(StrictModel):
     """When to mistrust a step or the data.

@@ -6,9 +6,15 @@ earlier layers made of earlier frames: an answer that was known when it began is
 on. What reads the words (`TextPlanner`) is for training only.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from mmspeech.lm.model import VisionSpeechModel
+
+PLANNER_PREFIX = "planner."  # of the planner's parameters among the model's
 LEAD_FRAMES = 6  # before its first word an answer is known: what is asked about has been seen and heard by then
 GAP_FRAMES = 8  # between two words of what is said in one go
 
@@ -29,6 +35,14 @@ class TextPlanner(nn.Module):
 
     def forward(self, middle: Tensor) -> Tensor:
         return self.ahead(self.norm(middle)).unflatten(-1, (self.num_tokens, -1))
+
+
+def add_planner(model: "VisionSpeechModel", *, num_tokens: int) -> list[str]:
+    """Put a fresh planner into the model (0 tokens: none); returns its parameters' names."""
+    if not num_tokens:
+        return []
+    model.planner = TextPlanner(dim=model.config.lm.temporal.dim, num_tokens=num_tokens)
+    return [PLANNER_PREFIX + name for name, _ in model.planner.named_parameters()]
 
 
 def planned_layer(num_layers: int) -> int:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mmspeech.lm.loss import LossWeights, duplex_loss
-from mmspeech.lm.plan import GAP_FRAMES, LEAD_FRAMES, TextPlanner, coming_tokens, planned_layer
+from mmspeech.lm.plan import GAP_FRAMES, LEAD_FRAMES, add_planner, coming_tokens, planned_layer
 from mmspeech.types import Batch
 
 PAD = 3
@@ -36,7 +36,7 @@ def test_the_coming_tokens_are_those_said_in_one_go(num_tokens):
 
 def plan_model(make_model):
     model = make_model()
-    model.planner = TextPlanner(dim=model.config.lm.temporal.dim, num_tokens=2)
+    add_planner(model, num_tokens=2)
     torch.nn.init.normal_(model.planner.ahead.weight, std=0.1)
     return model
 
