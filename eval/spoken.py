@@ -1,7 +1,7 @@
 """What is measured of a spoken answer to a spoken question: is it right, in text and in sound, and when did it come?"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,15 +119,17 @@ def summarise_spoken(records: list[dict[str, Any]]) -> dict[str, Any]:
 def right_spoken(line: Line) -> Reply:
     """What a perfect model would say, and when."""
     end_sec = line.question_end_sec if line.question_end_sec is not None else duration_sec(line)
-    reply = spoken(line.answers[0], end_sec + 0.3)
-    for event in line.events:
-        comment = spoken(event.answers[0], event.at_sec + 0.4)
-        size = max(len(reply.wave), len(comment.wave))
-        wave = np.zeros(size, np.float32)
+    comments = [spoken(event.answers[0], event.at_sec + 0.4) for event in line.events]
+    return together([spoken(line.answers[0], end_sec + 0.3), *comments])
+
+
+def together(replies: Sequence[Reply]) -> Reply:
+    """All of them in one call: their words in order, their sounds added."""
+    wave = np.zeros(max(len(reply.wave) for reply in replies), np.float32)
+    for reply in replies:
         wave[: len(reply.wave)] += reply.wave
-        wave[: len(comment.wave)] += comment.wave
-        reply = Reply(reply.words + comment.words, wave, [0.5] * (size // FRAME_SAMPLES))
-    return reply
+    words = [word for reply in replies for word in reply.words]
+    return Reply(words, wave, [0.5] * (len(wave) // FRAME_SAMPLES))
 
 
 def duration_sec(line: Line) -> float:

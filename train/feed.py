@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mmspeech.config import ConfigError, Problems
-from mmspeech.data.collate import NOTHING, Augmentation, Layout, PictureFormat, Row, stack
+from mmspeech.data.collate import NOTHING, Augmentation, Layout, PictureFormat, Row, joined, stack
 from mmspeech.data.shards import HUB, ShardSet, fetch_set
 from mmspeech.types import Batch
 from train.settings import DataConfig, SourceConfig
@@ -43,10 +43,12 @@ class Position:
 
 @dataclass(frozen=True)
 class Draw:
-    """One call to lay out, cropped to `max_frames`. `seed` feeds everything random about it."""
+    """Calls to lay out as one, each behind its silence (see mmspeech.data.collate.joined); a single one is cropped to
+    `max_frames`. `seed` feeds everything random about them."""
 
     source: int
-    index: int
+    calls: tuple[int, ...]
+    silences_frames: tuple[int, ...]
     max_frames: int
     variant: str
     seed: tuple[int, ...]
@@ -110,16 +112,26 @@ class Planner:
         counts, drawn, frames = list(given), [], 0
         while frames < self.config.pool_batches * self.config.batch_frames:
             which = int(rng.choice(len(weights), p=weights / weights.sum()))
-            index = self._next_index(which, counts[which])
-            counts[which] += 1
-            shards, source = self.sources[which]
-            longest = source.max_frames or self.config.max_frames
-            length = min(int(shards.num_frames[index]), longest)
-            draw = Draw(which, index, longest, _choose_variant(source, rng), (self.seed, number, len(drawn)))
+            length, draw = self._draw(which, counts[which], rng, seed=(self.seed, number, len(drawn)))
+            counts[which] += len(draw.calls)
             drawn.append((length, draw))
             frames += length
         batches = pack_by_length(drawn, self.config.batch_frames)
         return [batches[i] for i in rng.permutation(len(batches))], tuple(counts)
+
+    def _draw(self, which: int, count: int, rng: np.random.Generator, *, seed: tuple[int, ...]) -> tuple[int, Draw]:
+        """The next call of a source, or as many as make a long one, and how many frames that is."""
+        shards, source = self.sources[which]
+        longest = source.join_frames or source.max_frames or self.config.max_frames
+        calls, silences, length = [], [], 0
+        while not calls or source.join_frames is not None:
+            index = self._next_index(which, count + len(calls))
+            silence = _draw_silence(source.join_silence_frames, rng) if calls else 0
+            frames = silence + int(shards.num_frames[index])
+            if calls and length + frames > longest:
+                break
+            calls, silences, length = [*calls, index], [*silences, silence], min(length + frames, longest)
+        return length, Draw(which, tuple(calls), tuple(silences), longest, _choose_variant(source, rng), seed)
 
     def _next_index(self, which: int, count: int) -> int:
         """Call number `count` of a source: every call once per epoch, in an order of that epoch's own."""
@@ -143,7 +155,8 @@ class CallBatches(torch.utils.data.Dataset):
             try:
                 rows.append(self._row(draw))
             except ConfigError as error:
-                problems.append(f"call {draw.index} of its source left out: {error}")
+                told = ", ".join(map(str, draw.calls))
+                problems.append(f"call {told} of its source left out: {error}")
         try:
             batch = stack(rows or [self._nothing()], pictures=self.pictures)
         except ConfigError:
@@ -157,9 +170,8 @@ class CallBatches(torch.utils.data.Dataset):
         shards, source = self.sources[draw.source]
         rng = np.random.default_rng([*draw.seed, 1])
         keep = source.visuals == "keep" and self.pictures is not None
-        return self.layout(
-            shards[draw.index], variant=draw.variant, max_frames=draw.max_frames, keep_visuals=keep, rng=rng
-        )
+        sample = joined([shards[index] for index in draw.calls], draw.silences_frames, self.layout.silence_codes)
+        return self.layout(sample, variant=draw.variant, max_frames=draw.max_frames, keep_visuals=keep, rng=rng)
 
     def _nothing(self) -> Row:
         streams = 1 + 2 * self.sources[0][0].info.codec.num_codebooks
@@ -238,9 +250,21 @@ def validation_plans(shards: ShardSet, source: SourceConfig, *, config: DataConf
         if frames >= batches * config.batch_frames:
             break
         length = min(int(num_frames), longest)
-        drawn.append((length, Draw(0, index, longest, _choose_variant(source, rng), (VALID_SEED, index))))
+        drawn.append((length, Draw(0, (index,), (0,), longest, _choose_variant(source, rng), (VALID_SEED, index))))
         frames += length
     return [Plan(tuple(draws)) for draws in pack_by_length(drawn, config.batch_frames)]
+
+
+def share_past(sources: list[tuple[ShardSet, SourceConfig]], *, config: DataConfig, context_frames: int) -> float:
+    """Of all frames that are drawn over a run, the share that has more before it than a model remembers."""
+    past = total = 0.0
+    for shards, source in sources:
+        weight = (weight_at(source, 0.0) + weight_at(source, 1.0)) / 2
+        longest = source.join_frames or source.max_frames or config.max_frames
+        lengths = np.minimum(shards.num_frames, longest) if source.join_frames is None else np.array([longest])
+        past += weight * float(np.maximum(lengths - context_frames, 0).mean())
+        total += weight * float(lengths.mean())
+    return past / total if total else 0.0
 
 
 def weight_at(source: SourceConfig, progress: float) -> float:
@@ -273,6 +297,11 @@ class _Once(torch.utils.data.Sampler):
 
 def _as_is(item: Any) -> Any:
     return item
+
+
+def _draw_silence(longest_frames: int, rng: np.random.Generator) -> int:
+    """Mostly short, now and then nearly the longest: the cube of an even draw."""
+    return int((longest_frames + 1) * rng.random() ** 3)
 
 
 def _choose_variant(source: SourceConfig, rng: np.random.Generator) -> str:

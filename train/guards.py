@@ -122,7 +122,7 @@ class StallGuard(Iterator[Fed]):
             return f"{who} plans the next batch"
         calls: dict[str, list[str]] = {}
         for draw in self.plans.waiting[0].draws:
-            calls.setdefault(names[draw.source], []).append(str(draw.index))
+            calls.setdefault(names[draw.source], []).extend(map(str, draw.calls))
         told = ", ".join(f"calls {' '.join(numbers[:8])} of source {name!r}" for name, numbers in calls.items())
         return f"{who} loads {told}"
 

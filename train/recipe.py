@@ -3,7 +3,7 @@
 import itertools
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,23 @@ from mmspeech.config import ConfigError, Problems
 from mmspeech.data.collate import Layout, PictureFormat
 from mmspeech.data.shards import ShardSet
 from mmspeech.flops import peak_tflops
+from mmspeech.frames import frames_to_seconds
 from mmspeech.lm.plan import add_planner
 from mmspeech.lm.trainable import trainable_names
 from train import machine
 from train.boards import check_wandb
 from train.checkpointing import TrainState, find_checkpoint, load_moments, load_weights, only_here, save_checkpoint
 from train.curves import draw_curves
-from train.feed import CallBatches, Planner, build_layout, open_sources, own_share, training_loader, validation_plans
+from train.feed import (
+    CallBatches,
+    Planner,
+    build_layout,
+    open_sources,
+    own_share,
+    share_past,
+    training_loader,
+    validation_plans,
+)
 from train.gap import gaps, sighted_and_blind
 from train.guards import HandedPlans, StallGuard
 from train.learner import Learner, StepOut
@@ -36,6 +46,8 @@ from train.whole import whole_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+LEAST_SHARE_PAST = 0.02  # of the frames that a model learns from
 
 SampleHook = Callable[[Origin, ShardSet, Path, TrainConfig], Samples]
 """(origin, validation calls, folder, configuration) -> what to log; called in the first process."""
@@ -93,6 +105,8 @@ def _run(config: TrainConfig, learner: Learner, data: "Data", sample: SampleHook
         bar.line("trainable:\n" + learner.listing.rstrip())
         trained = f"{len(learner.trainable)} trainable tensors, {learner.trained_numbers:,} numbers"
         bar.line(f"{run_dir}: {trained}; step {state.step}")
+        for warning in _unlearnt_lengths(config, learner, data):
+            bar.line(warning)
         stop = signals.asked
         while state.step < config.max_steps and not clock.time_is_up() and not stop:
             # 3.1 Learn
@@ -158,6 +172,19 @@ def _run(config: TrainConfig, learner: Learner, data: "Data", sample: SampleHook
     if main:
         draw_curves(run_dir)
     return saved
+
+
+def _unlearnt_lengths(config: TrainConfig, learner: Learner, data: "Data") -> Iterator[str]:
+    """A warning where self-attention learns from calls that are too short for what it remembers."""
+    context = learner.origin.config.lm.temporal.context
+    attends = any(name.startswith("lm.temporal.") and ".self_attn." in name for name in learner.trainable)
+    share = share_past(data.sources, config=config.data, context_frames=context)
+    if attends and share < LEAST_SHARE_PAST:
+        yield (
+            f"warning: the model remembers {context} frames ({frames_to_seconds(context):g} s), and {share:.1%} of "
+            "what it learns from lies past that; in longer calls it may fall silent: give sources join_frames, or "
+            "lower lm.temporal.context, and see `eval --tasks long_call`"
+        )
 
 
 @dataclass

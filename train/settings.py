@@ -30,6 +30,11 @@ class SourceConfig(StrictModel):
     `visuals: drop` trains on the calls as if no picture were there. `max_frames`: calls longer than this are cropped
     anew each time they are drawn (None: as `DataConfig` says); in short crops voices are heard for the first time more
     often.
+
+    `join_frames`: calls are laid one after another, with silences of up to `join_silence_frames` between them (a
+    quarter of that on average), as long as they fit into so many frames. For calls that last longer than those of the
+    set: a model that never sees what it remembers roll over may fall silent where that begins. Some more than
+    `lm.temporal.context` is enough.
     """
 
     path: str
@@ -37,7 +42,17 @@ class SourceConfig(StrictModel):
     end_weight: float | None = Field(None, ge=0)
     visuals: Literal["keep", "drop"] = "keep"
     max_frames: int | None = Field(None, gt=0)
+    join_frames: int | None = Field(None, gt=0)
+    join_silence_frames: int = Field(0, ge=0)
     variants: VariantShares = VariantShares()
+
+    @model_validator(mode="after")
+    def _whole_or_cropped(self):
+        if self.join_frames is not None and self.max_frames is not None:
+            raise ValueError("join_frames takes calls as they are; leave max_frames out")
+        if self.join_frames is None and self.join_silence_frames:
+            raise ValueError("join_silence_frames goes with join_frames")
+        return self
 
 
 class DataConfig(StrictModel):
@@ -64,6 +79,15 @@ class DataConfig(StrictModel):
     workers: int = Field(0, ge=0)
     cached_pictures: int = Field(1000, ge=0)
     features: str | None = None
+
+    @model_validator(mode="after")
+    def _joined_calls_fit(self):
+        for name, source in (self.sources | self.valid).items():
+            if (source.join_frames or 0) > self.batch_frames:
+                raise ValueError(f"{name}: join_frames {source.join_frames} exceeds batch_frames {self.batch_frames}")
+            if source.join_frames is not None and name in self.valid:
+                raise ValueError(f"{name}: validation calls are taken one by one; leave join_frames out")
+        return self
 
 
 class InitConfig(StrictModel):

@@ -7,6 +7,7 @@ A call is laid out as one of three variants:
   own audio is silence.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -143,6 +144,25 @@ class Layout:
         if rng.random() < self.augmentation.drop_acoustic and len(user) > least:
             user[rng.integers(least, len(user)) :] = NOTHING
         return user
+
+
+def joined(samples: Sequence[Sample], silences_frames: Sequence[int], silence_codes: Tensor) -> Sample:
+    """Several calls as one, each behind so many frames in which both sides are silent (silence_codes [K, 1]).
+
+    Those in which nothing is seen come first: later on the picture of the call before would still be there.
+    """
+    if len(samples) == 1 and not silences_frames[0]:
+        return samples[0]
+    samples = sorted(samples, key=lambda sample: bool(sample.visuals))
+    codes, words, visuals, frames = [], [], [], 0
+    silence = silence_codes.repeat(2, 1)
+    for sample, silent in zip(samples, silences_frames, strict=True):
+        start_sec = frames_to_seconds(frames + silent)
+        codes += [silence.expand(-1, silent).to(sample.codes.dtype), sample.codes]
+        words += [word.later(start_sec) for word in sample.words]
+        visuals += [replace(visual, start_sec=visual.start_sec + start_sec) for visual in sample.visuals]
+        frames += silent + sample.codes.shape[1]
+    return Sample("+".join(sample.id for sample in samples), torch.cat(codes, dim=1), words, visuals)
 
 
 def crop(sample: Sample, *, max_frames: int, rng: np.random.Generator) -> Sample:

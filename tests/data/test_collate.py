@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmspeech.data.collate import Augmentation, Layout, PictureFormat, crop, speaking_frames, stack
+from mmspeech.data.collate import Augmentation, Layout, PictureFormat, crop, joined, speaking_frames, stack
 from mmspeech.tokens.text import BOS_ID, EPAD_ID, PAD_ID, train_tokenizer
 from mmspeech.types import Sample, Visual, Word
 from mmspeech.vision.memory import onset_of
@@ -93,6 +93,29 @@ def test_transcribe_writes_the_users_words_late_after_a_mark(tokenizer):
 
 def test_dropped_visuals_leave_no_picture(tokenizer):
     assert lay(make_layout(tokenizer), make_sample(), keep_visuals=False).visuals == []
+
+
+def test_joined_calls_are_the_calls_one_after_another(tokenizer):
+    layout, first, second = make_layout(tokenizer), make_sample(70, "a"), make_sample(90, "b")
+    row = lay(layout, joined([first, second], (0, 25), layout.silence_codes))
+    alone = [lay(layout, sample) for sample in (first, second)]
+    assert row.id == "a+b" and row.codes.shape == (5, 70 + 25 + 90)
+    for before, own in zip((0, 95), alone, strict=True):
+        span = slice(before, before + own.codes.shape[1])
+        assert torch.equal(row.codes[:, span], own.codes)
+        assert torch.equal(row.audio_weight[span], own.audio_weight)
+    assert (row.codes[0, 70:95] == PAD_ID).all() and (row.text_weight == 1).all()
+    assert torch.equal(row.codes[1:, 70:95], torch.tensor([*SILENCE, *SILENCE])[:, None].expand(-1, 25))
+    assert [onset_of(visual.start_sec) for visual in row.visuals] == [5, 95 + 5]
+
+
+def test_calls_without_pictures_are_joined_first(tokenizer):
+    layout, blind = make_layout(tokenizer), make_sample(50, "blind")
+    blind.visuals.clear()
+    whole = joined([make_sample(70, "a"), blind, make_sample(90, "b")], (0, 0, 8), layout.silence_codes)
+    assert whole.id == "blind+a+b" and [onset_of(visual.start_sec) for visual in whole.visuals] == [55, 133]
+    single = make_sample()
+    assert joined([single], (0,), layout.silence_codes) is single
 
 
 def test_crop_keeps_words_and_pictures_with_their_sound():

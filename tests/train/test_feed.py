@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from train.feed import Draw, Planner, Position, pack_by_length, weight_at
+from train.feed import Draw, Planner, Position, pack_by_length, share_past, weight_at
 from train.settings import DataConfig, SourceConfig
 
 
@@ -55,7 +56,7 @@ def test_position_holds_while_weights_move():
 
 def test_every_call_comes_once_per_epoch():
     planner = make_planner(((1.0, None),))
-    drawn = [draw.index for plan in take(planner, 60) for draw in plan.draws]
+    drawn = [index for plan in take(planner, 60) for draw in plan.draws for index in draw.calls]
     counts = np.bincount(drawn, minlength=23)
     # Within a pool calls are sorted by length, so an epoch's end may lie inside one.
     assert counts.max() - counts.min() <= 2 and len(counts) == 23
@@ -65,7 +66,7 @@ def test_batches_keep_to_their_frames_and_little_is_padded():
     planner = make_planner()
     padded = held = 0
     for plan in take(planner, 40):
-        lengths = [min(50, int(planner.sources[draw.source][0].num_frames[draw.index])) for draw in plan.draws]
+        lengths = [min(50, int(planner.sources[draw.source][0].num_frames[draw.calls[0]])) for draw in plan.draws]
         assert len(lengths) * max(lengths) <= 200
         padded, held = padded + len(lengths) * max(lengths), held + sum(lengths)
     assert held / padded > 0.85
@@ -79,8 +80,71 @@ def test_a_source_may_have_its_own_crop_length():
     assert max(len(plan.draws) for plan in plans) == 200 // 12
 
 
+def joining(planner, **changes):
+    options = {"path": "x", "join_frames": 150, "join_silence_frames": 40} | changes
+    planner.sources[1] = planner.sources[1][0], SourceConfig(**options)
+    return planner
+
+
+def test_calls_are_joined_as_long_as_they_fit():
+    planner = joining(make_planner())
+    joined = [draw for plan in take(planner, 60) for draw in plan.draws if draw.source == 1]
+    lengths = planner.sources[1][0].num_frames
+    silences = [silence for draw in joined for silence in draw.silences_frames]
+    for draw in joined:
+        assert len(draw.calls) == len(draw.silences_frames) and draw.silences_frames[0] == 0
+        assert sum(lengths[list(draw.calls)]) + sum(draw.silences_frames) <= 150 == draw.max_frames
+    assert (
+        max(len(draw.calls) for draw in joined) > 2 and max(silences) <= 40 and np.mean(silences) < 15 < max(silences)
+    )
+    counts = np.bincount([index for draw in joined for index in draw.calls], minlength=24)
+    assert counts.max() - counts.min() <= 1 + 8  # every call once per epoch; pools are cut by length
+
+
+def test_joined_calls_go_on_from_any_position():
+    plans = take(joining(make_planner()), 30)
+    for index in (1, 7, 12):
+        assert take(joining(make_planner()), 29 - index, plans[index].after) == plans[index + 1 :]
+
+
+def test_a_call_too_long_to_join_is_cropped_and_stands_alone():
+    planner = joining(make_planner(), join_frames=20)
+    for draw in (draw for plan in take(planner, 40) for draw in plan.draws if draw.source == 1):
+        own = planner.sources[1][0].num_frames[list(draw.calls)]
+        assert draw.max_frames == 20 and (len(draw.calls) == 1 or sum(own) <= 20)
+
+
+def test_what_lies_past_the_models_memory_is_counted():
+    planner = make_planner(((1.0, None),))
+    lengths = np.minimum(planner.sources[0][0].num_frames, 50)
+    alone = share_past(planner.sources, config=planner.config, context_frames=30)
+    assert alone == pytest.approx(np.maximum(lengths - 30, 0).sum() / lengths.sum())
+    assert share_past(planner.sources, config=planner.config, context_frames=50) == 0.0
+    two = [*planner.sources, (planner.sources[0][0], SourceConfig(path="x", weight=0.0, join_frames=100))]
+    assert share_past(two, config=planner.config, context_frames=30) == pytest.approx(alone)
+    assert share_past(two[1:], config=planner.config, context_frames=30) == 0.0  # of nothing
+    long = [(planner.sources[0][0], SourceConfig(path="x", join_frames=100))]
+    assert share_past(long, config=planner.config, context_frames=50) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({"join_frames": 100, "max_frames": 50}, "leave max_frames out"),
+        ({"join_silence_frames": 10}, "goes with join_frames"),
+        ({"join_frames": 300}, "exceeds batch_frames 200"),
+    ],
+)
+def test_settings_of_joining_that_cannot_be(source, words):
+    with pytest.raises(ValidationError, match=words):
+        DataConfig.model_validate({"sources": {"own": {"path": "x", **source}}, "batch_frames": 200})
+    with pytest.raises(ValidationError, match="one by one"):
+        valid = {"own": {"path": "x", "join_frames": 100}}
+        DataConfig.model_validate({"sources": {"own": {"path": "x"}}, "valid": valid, "batch_frames": 200})
+
+
 def test_a_call_longer_than_a_batch_goes_alone():
-    draws = [(300, Draw(0, i, 400, "dialogue", (0,))) for i in range(3)]
+    draws = [(300, Draw(0, (i,), (0,), 400, "dialogue", (0,))) for i in range(3)]
     assert [len(batch) for batch in pack_by_length(draws, 200)] == [1, 1, 1]
 
 

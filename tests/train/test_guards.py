@@ -85,7 +85,9 @@ def slow_feed(plans):
 @pytest.mark.parametrize("action", ["warn", "stop"])
 def test_a_stall_names_who_loads_what(action, make_config, capsys):
     data = make_config().data
-    plans = HandedPlans(iter([Plan((Draw(0, 7, 50, "dialogue", (0,)), Draw(0, 9, 50, "dialogue", (0,))))]))
+    plans = HandedPlans(
+        iter([Plan((Draw(0, (7,), (0,), 50, "dialogue", (0,)), Draw(0, (9,), (0,), 50, "dialogue", (0,))))])
+    )
     guard = StallGuard(slow_feed(plans), plans, GuardConfig(stall_sec=0.1, stall_action=action), data)
     told = "no batch for 0.1 s: this process loads calls 7 9 of source 'calls'"
     if action == "stop":
@@ -142,7 +144,7 @@ def test_broken_calls_are_left_out_counted_and_named(broken_calls, make_config, 
 def test_a_batch_of_broken_calls_teaches_nothing(broken_calls, make_config, calls):
     """Every process must take part in a step, so there has to be a batch."""
     shards, source = ShardSet(calls / "train"), make_config().data.sources["calls"]
-    plan = Plan((Draw(0, 2, 50, "dialogue", (0,)),))
+    plan = Plan((Draw(0, (2,), (0,), 50, "dialogue", (0,)),))
     fed = CallBatches([(shards, source)], layout=None, pictures=None)[plan]
     assert len(fed.problems) == 1 and fed.batch.codes.shape == (1, 7, 1) and (fed.batch.codes == -1).all()
     assert fed.batch.text_weight.sum() == 0

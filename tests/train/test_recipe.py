@@ -195,3 +195,14 @@ def test_a_dry_run_shows_a_step_and_writes_nothing(make_config, capsys):
     shown = capsys.readouterr().out
     assert "lm.depth.text_emb [65, 16]" in shown and "codes [B, 1 + 2K, T]" in shown and "grad_norm" in shown
     assert not config.run_dir.exists()
+
+
+def test_a_model_that_remembers_more_than_it_learns_from_is_told(make_config, capsys):
+    warning = "warning: the model remembers 50 frames (4 s), and 0.0% of what it learns from lies past that"
+    train(make_config(max_steps=1))  # no call is longer
+    assert warning in capsys.readouterr().out
+    train(make_config(run="adapters", max_steps=1, trainable=["adapters"]))
+    joined = make_config(run="joined", max_steps=1)
+    joined.data.sources["calls"] = joined.data.sources["calls"].model_copy(update={"join_frames": 100})
+    train(joined)
+    assert "warning" not in capsys.readouterr().out
