@@ -334,6 +334,9 @@ def serve(
     call_sec: Annotated[float, typer.Option(min=1, help="How long a call may last.")] = 1800.0,
     per_address: Annotated[int, typer.Option(min=1, help="Calls at once from one address.")] = 8,
     record: Annotated[Path | None, typer.Option(help="Keep calls in this folder; the page says so.")] = None,
+    role: Annotated[str | None, typer.Option(help="What the model is, in words; callers may say otherwise.")] = None,
+    voice: Annotated[Path | None, typer.Option(help="A recording of the voice to speak with.")] = None,
+    tools: Annotated[Path | None, typer.Option(help="A Python file whose `tools` the model's words call.")] = None,
     device: Device = "cpu",
     quantize: Quantize = None,
     cuda_graphs: CudaGraphs = False,
@@ -345,7 +348,7 @@ def serve(
 
         config = ServeConfig(
             places=places, queue=queue, token=token, origins=tuple(origin or ()), call_sec=call_sec,
-            per_address=per_address, record=record,
+            per_address=per_address, record=record, role=role, voice=voice, tools=tools,
         )  # fmt: skip
         run_server(
             model, config, host=host, port=port, device=device, quantize=quantize, processes=processes,

@@ -57,10 +57,10 @@ def run_server(
                 raise ConfigError("--quantize with --processes: store it so with `mmspeech quantize`, and serve that")
             if record is not None:
                 raise ConfigError("--cuda-graphs with --processes: a device is one process's; leave one of them out")
-            worker = Crew(model, places=config.places, processes=processes, device=device)
+            worker = Crew(model, places=config.places, processes=processes, device=device, manner=config)
         else:
             bundle = load_model(model, device=device, quantize=quantize)
-            worker = Worker(bundle, places=config.places, record=record)
+            worker = Worker(bundle, places=config.places, manner=config, record=record)
     desk = Desk(worker, config)
     address = page_address(host, port, context is not None, config.token)
     console.print(f"{worker.model.name}: {config.places} calls at once. Open {address}", highlight=False)

@@ -49,18 +49,21 @@ class Wish:
 class Call:
     """One call of a Worker. `deliver` is called on the worker's thread with each StepOut, and at last with a CallEnd.
 
-    `sampling` None: the checkpoint's own. `opened`: when, on time.monotonic's clock.
+    `sampling` None: the checkpoint's own. `role`: what the model is, in words (None: as the server has it). `opened`:
+    when, on time.monotonic's clock.
     """
 
     deliver: "Callable[[StepOut | CallEnd], None]"
     sampling: GenerationConfig | None = None
     seed: int = 0
+    role: str | None = None
     counts: CallCounts = field(default_factory=CallCounts)
     opened: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _frames: deque = field(default_factory=deque)
     _rest: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     _wishes: deque = field(default_factory=lambda: deque(maxlen=8))
+    _told: deque = field(default_factory=deque)
     _wake: Callable[[], None] = lambda: None
     _first_came: float = 0.0
     _owed: int = 0  # steps that heard silence in place of a frame that may still come
@@ -88,6 +91,10 @@ class Call:
         """See nothing from the next step on, until something is shown again."""
         self._wishes.append(Wish(None))
 
+    def tell(self, text: str) -> None:
+        """Let the model know something, as Session.tell."""
+        self._told.append(text)
+
     def waiting(self) -> tuple[int, float]:
         """How many frames of sound wait, and since when the oldest does (time.monotonic)."""
         with self._lock:
@@ -114,6 +121,10 @@ class Call:
     def wishes(self) -> list[Wish]:
         """What to do before the next step."""
         return [self._wishes.popleft() for _ in range(len(self._wishes))]
+
+    def told(self) -> list[str]:
+        """What the model is to know from the next step on."""
+        return [self._told.popleft() for _ in range(len(self._told))]
 
     def bind(self, wake: Callable[[], None]) -> None:
         """Whom to wake when sound has come."""

@@ -36,13 +36,16 @@ class Chat:
             sound = protocol.sound_of(self._query.get("audio", "opus"))
             sampling = self._desk.sampling(self._query)
             seed = self._desk.seed(self._query)
+            asked = self._query.get("text_prompt")  # PersonaPlex's name
+            role = self._desk.words(asked, "text_prompt") if asked else None
         except MessageError as error:
             await self._complain(str(error))
             return
         try:
             async with self._desk.call(
-                self._address, sampling=sampling, seed=seed, tell_place=self._tell_place, complain=self._complain
-            ) as line:
+                self._address, sampling=sampling, seed=seed, role=role, tell_place=self._tell_place,
+                complain=self._complain,
+            ) as line:  # fmt: skip
                 await self._send(protocol.metadata(self._desk.describe(sampling, seed)))
                 await self._talk(line, sound)
         except FullError as error:
@@ -83,6 +86,8 @@ class Chat:
                 line.hear(sound.decode(payload))
             elif kind is Kind.IMAGE:
                 line.see(payload)
+            elif kind is Kind.TEXT:
+                line.tell(self._desk.words(payload.decode("utf-8", "replace"), "text"))
             elif kind is Kind.PING:
                 await self._send(pack(Kind.PING))
             elif kind is Kind.RATING:

@@ -18,6 +18,7 @@ from mmspeech.checkpoint import CONFIG, resolve
 from mmspeech.config import ConfigError, ModelConfig, parse_config, read_mapping
 from mmspeech.serve.call import Call, CallEnd
 from mmspeech.serve.member import Order, Ready, Refused, Report, run_member, unpacked
+from mmspeech.serve.settings import Manner
 from mmspeech.serve.worker import RECENT_STEPS, FullError
 
 START_SEC = 600.0  # to load a large model
@@ -29,14 +30,22 @@ log = logging.getLogger("mmspeech.serve")
 class Crew:
     """As a Worker, with `places` shared evenly by `processes` of them."""
 
-    def __init__(self, path_or_id: str | Path | None, *, places: int, processes: int, device: str = "cpu"):
+    def __init__(
+        self,
+        path_or_id: str | Path | None,
+        *,
+        places: int,
+        processes: int,
+        device: str = "cpu",
+        manner: Manner | None = None,
+    ):
         path = resolve(path_or_id)
         self.model = parse_config(ModelConfig, read_mapping(path / CONFIG), source=str(path / CONFIG))
         self.places = places
         if places < processes:
             raise ConfigError(f"{processes} processes for {places} places: each needs one at least; lower --processes")
         shares = [places // processes + (number < places % processes) for number in range(processes)]
-        self._members = [_Member(path, device, share, processes) for share in shares]
+        self._members = [_Member(path, device, share, processes, manner) for share in shares]
         self._where: dict[int, _Member] = {}  # by id of the call
         self._lock = threading.Lock()
 
@@ -105,12 +114,13 @@ class Crew:
 class _Member:
     """A process with a Worker, and the threads that write to it and read from it."""
 
-    def __init__(self, path: Path, device: str, places: int, num_processes: int):
-        self._what = (path, device, places, num_processes)
+    def __init__(self, path: Path, device: str, places: int, num_processes: int, manner: Manner | None):
+        self._what = (path, device, places, num_processes, manner)
         self.places, self.delay_sec = places, 0.0
         self.step_sec: deque[float] = deque(maxlen=RECENT_STEPS)
         self.steps = self.overruns = self.failures = 0
         self._calls: dict[int, Call] = {}
+        self._opened: set[int] = set()
         self._next = 0
         self._lock = threading.Lock()
         self._ready, self._problem = threading.Event(), ""
@@ -158,19 +168,24 @@ class _Member:
         with self._lock:
             number, self._next = self._next, self._next + 1
             self._calls[number] = call
-        self._order(Order(number, "open", (call.sampling, call.seed)))
         call.bind(partial(self._pass_on, number, call))
 
     def close(self, call: Call, reason: str) -> None:
         with self._lock:
             number = next((number for number, other in self._calls.items() if other is call), None)
             self._calls.pop(number, None)
+            self._opened.discard(number)
         if number is not None:
             self._order(Order(number, "close"))
             call.deliver(CallEnd(reason))
 
     def _pass_on(self, number: int, call: Call) -> None:
-        """Sound of a call has come."""
+        """Sound of a call has come. With the first the call is opened there: until then its caller may change it."""
+        if number not in self._opened:
+            self._opened.add(number)
+            self._order(Order(number, "open", (call.sampling, call.seed, call.role)))
+        for text in call.told():
+            self._order(Order(number, "tell", text))
         for wish in call.wishes():
             self._order(Order(number, "see", wish))
         while (frame := call.take()) is not None:
@@ -236,11 +251,12 @@ class _Member:
             if isinstance(given.event, CallEnd):
                 with self._lock:
                     self._calls.pop(given.number, None)
+                    self._opened.discard(given.number)
             call.deliver(unpacked(given.event))
 
     def _end_all(self, end: CallEnd) -> None:
         with self._lock:
-            ended, self._calls = list(self._calls.values()), {}
+            ended, self._calls, self._opened = list(self._calls.values()), {}, set()
         for call in ended:
             call.deliver(end)
 

@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from mmspeech.config import GenerationConfig
+from mmspeech.frames import frames_to_seconds
 from mmspeech.serve.call import Call, CallEnd
 from mmspeech.serve.crew import Crew
+from mmspeech.serve.protocol import MessageError
 from mmspeech.serve.session import StepOut
 from mmspeech.serve.settings import ServeConfig
 from mmspeech.serve.worker import Worker
@@ -34,6 +36,7 @@ class Line:
         pool: ThreadPoolExecutor,
         sampling: GenerationConfig | None,
         seed: int,
+        role: str | None = None,
         complain: Callable[[str], Awaitable[None]],
     ):
         self._worker, self._config, self._pool = worker, config, pool
@@ -44,8 +47,9 @@ class Line:
         self._newest: tuple[bytes, float | None] | None = None
         self.last_sound = self.began = time.monotonic()
         self.shown = self.dropped = self.broken = 0
+        self._told_until = self.began
         self.listeners: list[Callable[[StepOut | CallEnd], None]] = []
-        self.call = Call(self._deliver, sampling=sampling, seed=seed)
+        self.call = Call(self._deliver, sampling=sampling, seed=seed, role=role)
 
     async def __aenter__(self) -> "Line":
         self._worker.open(self.call)
@@ -83,6 +87,16 @@ class Line:
         if len(pcm):
             self.last_sound = time.monotonic()
             self.call.feed(pcm)
+
+    def tell(self, words: str) -> None:
+        """Let the model know something. MessageError while it still takes in what it was told before."""
+        # A piece is a letter or more, and takes a frame.
+        now, takes_sec = time.monotonic(), frames_to_seconds(len(words))
+        until = max(now, self._told_until) + takes_sec
+        if until - now > frames_to_seconds(self._config.told_characters):
+            raise MessageError("the model is still being told what came before; send this again in a while")
+        self._told_until = until
+        self.call.tell(words)
 
     def hang_up(self, reason: str) -> None:
         """End the call, with words for the caller."""

@@ -22,17 +22,18 @@ from mmspeech.checkpoint import load_model
 from mmspeech.config import ConfigError, GenerationConfig
 from mmspeech.serve.call import Call, CallCounts, CallEnd, Wish
 from mmspeech.serve.session import StepOut
+from mmspeech.serve.settings import Manner
 from mmspeech.serve.worker import Worker
 
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be done for the call of that number. value: for `open` its sampling and seed, for `hear` a frame
-    [1920] float32, for `see` a Wish."""
+    """What is to be done for the call of that number. value: for `open` its sampling, seed and role, for `hear` a frame
+    [1920] float32, for `see` a Wish, for `tell` words."""
 
     number: int
-    what: Literal["open", "hear", "see", "close"]
-    value: "tuple[GenerationConfig | None, int] | np.ndarray | Wish | None" = None
+    what: Literal["open", "hear", "see", "tell", "close"]
+    value: "tuple[GenerationConfig | None, int, str | None] | np.ndarray | Wish | str | None" = None
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,14 @@ class Report:
     failures: int
 
 
-def run_member(pipe: Connection, path: Path, device: str, places: int, num_processes: int) -> None:
+def run_member(
+    pipe: Connection, path: Path, device: str, places: int, num_processes: int, manner: Manner | None
+) -> None:
     """The main function of the process; it ends when None comes, or the server is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then lets calls end with a word
     try:
-        worker = Worker(load_model(path, device=device), places=places, num_processes=num_processes)
+        bundle = load_model(path, device=device)
+        worker = Worker(bundle, places=places, manner=manner, num_processes=num_processes)
     except ConfigError as error:
         pipe.send(Refused(str(error)))
         return
@@ -91,8 +95,8 @@ def run_member(pipe: Connection, path: Path, device: str, places: int, num_proce
 
 def _obey(order: Order, worker: Worker, calls: dict[int, Call], outbox: SimpleQueue) -> None:
     if order.what == "open":
-        sampling, seed = order.value
-        call = Call(partial(_give, order.number, calls, outbox), sampling=sampling, seed=seed)
+        sampling, seed, role = order.value
+        call = Call(partial(_give, order.number, calls, outbox), sampling=sampling, seed=seed, role=role)
         calls[order.number] = call
         worker.open(call)
         return
@@ -105,6 +109,8 @@ def _obey(order: Order, worker: Worker, calls: dict[int, Call], outbox: SimpleQu
         call.see(order.value.picture, order.value.at_sec)
     elif order.what == "see":
         call.forget()
+    elif order.what == "tell":
+        call.tell(order.value)
     else:
         worker.close(call)
 

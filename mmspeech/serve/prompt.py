@@ -7,6 +7,7 @@ those of the codec at hand. (PersonaPlex has fixed ones, which hold for Kyutai's
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,28 +62,53 @@ class Prompt:
             self.voice = _levelled(voice if isinstance(voice, Tensor) else read_audio(voice), name)
 
     def frames(self, bundle: "Bundle") -> PromptFrames:
-        """The frames of it for a model. PromptError when the tokenizer has no letter of the role, or when it is longer
-        than what the model remembers."""
-        silence, tone, pad_id = silence_codes(bundle.codec), tone_codes(bundle.codec), bundle.config.lm.text_pad_id
-        own: list[list[int]] = []
-        text_ids: list[int] = []
-        if self.voice is not None:
-            device = next(bundle.codec.parameters()).device
-            with torch.no_grad():
-                own += bundle.codec.encode(self.voice[None, None].to(device))[0].t().tolist()
-            own += [silence] * PAUSE_FRAMES
-            text_ids += [pad_id] * len(own)
-        if self.role:
-            if not bundle.tokenizer.decode(bundle.tokenizer.encode(self.role)):
-                raise PromptError(f"role {self.role[:40]!r}: no letter of it is in the model's alphabet")
-            text_ids += bundle.tokenizer.encode(f"<system> {self.role} <system>") + [pad_id] * PAUSE_FRAMES
-            own += [silence] * (len(text_ids) - len(own))
-        context = bundle.config.lm.temporal.context
+        """The frames of it for a model; see Prompter."""
+        return Prompter(bundle, self.voice).frames(self.role)
+
+
+class Prompter:
+    """Makes the prompts of many calls with one `voice` [N] (None: the model's own), which the codec encodes once."""
+
+    def __init__(self, bundle: "Bundle", voice: Tensor | None = None):
+        self._bundle, self._voice = bundle, voice
+
+    def frames(self, role: str | None) -> PromptFrames | None:
+        """The frames before a call with that role; None without role and voice. PromptError when the tokenizer has no
+        letter of the role, or when they are more than what the model remembers."""
+        if role is None and self._voice is None:
+            return None
+        tokenizer, pad_id = self._bundle.tokenizer, self._bundle.config.lm.text_pad_id
+        own = [*self._voice_codes]
+        text_ids = [pad_id] * len(own)
+        if role:
+            if not tokenizer.decode(tokenizer.encode(role)):
+                raise PromptError(f"role {role[:40]!r}: no letter of it is in the model's alphabet")
+            text_ids += tokenizer.encode(f"<system> {role} <system>") + [pad_id] * PAUSE_FRAMES
+            own += [self._silence] * (len(text_ids) - len(own))
+        context = self._bundle.config.lm.temporal.context
         if len(text_ids) >= context:
             raise PromptError(
                 f"a prompt of {len(text_ids)} frames: the model remembers {context}; shorten the voice or the role"
             )
-        return PromptFrames(text_ids, own, [tone] * len(text_ids))
+        return PromptFrames(text_ids, own, [self._tone] * len(text_ids))
+
+    @cached_property
+    def _silence(self) -> list[int]:
+        return silence_codes(self._bundle.codec)
+
+    @cached_property
+    def _tone(self) -> list[int]:
+        return tone_codes(self._bundle.codec)
+
+    @cached_property
+    def _voice_codes(self) -> list[list[int]]:
+        """The voice and the pause behind it."""
+        if self._voice is None:
+            return []
+        codec = self._bundle.codec
+        with torch.no_grad():
+            codes = codec.encode(self._voice[None, None].to(next(codec.parameters()).device))[0].t().tolist()
+        return codes + [self._silence] * PAUSE_FRAMES
 
 
 def silence_codes(codec: "Codec") -> list[int]:

@@ -1,7 +1,8 @@
 """Kyutai's binary messages: one byte of kind, then the payload.
 
-Ours add to them and break none: a picture may come at any time, errors and metadata are sent, pings are answered, and
-with the query `audio=pcm16` the sound is plain samples (24 kHz, mono, 16 bits, little endian) in place of Ogg/Opus.
+Ours add to them and break none: a picture may come at any time, and so may words that the model is to know (TEXT from a
+client); errors and metadata are sent, pings are answered, and with the query `audio=pcm16` the sound is plain samples
+(24 kHz, mono, 16 bits, little endian) in place of Ogg/Opus.
 """
 
 import json
@@ -21,7 +22,7 @@ class Kind(IntEnum):
 
     HANDSHAKE = 0x00  # server: now speak
     AUDIO = 0x01  # both
-    TEXT = 0x02  # server: a piece, a leading space begins a word
+    TEXT = 0x02  # server: a piece, a leading space begins a word; client: words for the model to know
     CONTROL = 0x03  # client: 3 begins the call again; others mean nothing in full duplex
     METADATA = 0x04  # server: JSON
     ERROR = 0x05  # server: words for people
@@ -86,6 +87,16 @@ def seed_of(query: Mapping[str, str]) -> int | None:
     if not (given.isascii() and given.isdigit() and len(given) < 19):
         raise MessageError(f"seed: expected a whole number, got {given[:40]!r}")
     return int(given)
+
+
+def words_of(given: object, name: str, *, limit: int) -> str:
+    """What a client says in words, without the space around it. MessageError for nothing, and for too much."""
+    words = given.strip() if isinstance(given, str) else ""
+    if not words:
+        raise MessageError(f"{name}: expected words, got {str(given)[:40]!r}")
+    if len(words) > limit:
+        raise MessageError(f"{name}: {len(words)} characters; at most {limit} are taken")
+    return words
 
 
 class Sound(Protocol):

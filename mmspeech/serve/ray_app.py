@@ -115,7 +115,7 @@ class Replica:
 
         config = parse_config(RayConfig, settings, source="ray")
         shared = ServeConfig(**config.model_dump(include=set(ServeConfig.model_fields)))
-        worker = Worker(load_model(config.model, device=config.device), places=config.places)
+        worker = Worker(load_model(config.model, device=config.device), places=config.places, manner=config)
         self._desk = Desk(worker, shared.model_copy(update={"per_address": config.places + config.queue}))
         self._loop, self._stop, ready = asyncio.new_event_loop(), asyncio.Event(), threading.Event()
         self._thread = threading.Thread(

@@ -1,8 +1,9 @@
 """`/v1/realtime`: a call in JSON events with the names of OpenAI's Realtime interface, as far as full duplex has them.
 
-From the client: `session.update` {"session": {"temperature", "top_k", "seed"}} before the first sound;
+From the client: `session.update` {"session": {"temperature", "top_k", "seed", "instructions"}} before the first sound;
 `input_audio_buffer.append` {"audio": base64 of 24 kHz mono 16-bit samples}; `input_image` {"image": base64 or a data
-URL, "at_sec"?}; `input_image.clear`. From the server: `session.created`, `session.updated`, `session.queue`
+URL, "at_sec"?}; `input_image.clear`; `conversation.item.create` {"item": {"content": [{"type": "input_text",
+"text"}]}}, words for the model to know. From the server: `session.created`, `session.updated`, `session.queue`
 {"position"}, `response.audio.delta` and `response.text.delta` {"delta", "gate", "start_sec"}, `session.ended`
 {"reason"}, `error` {"error": {"code", "message"}}. Both sides speak at once: there are no turns to commit, create or
 cancel, and such events are answered with an error that says so.
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 TURN_EVENTS = (
     "input_audio_buffer.commit", "input_audio_buffer.clear", "response.create", "response.cancel",
-    "conversation.item.create",
 )  # fmt: skip
 _SESSION_KEYS = {"temperature": ("text_temperature", "audio_temperature"), "top_k": ("text_topk", "audio_topk")}
 
@@ -83,6 +83,8 @@ class Realtime:
                 line.see(_decoded(event, "image"), at_sec)
             case "input_image.clear":
                 line.see(b"")
+            case "conversation.item.create":
+                line.tell(self._desk.words(_text_of(event.get("item")), kind))
             case "session.update":
                 await self._update(event.get("session"), line)
             case _ if kind in TURN_EVENTS:
@@ -95,11 +97,13 @@ class Realtime:
             raise MessageError("session.update: expected an object `session`")
         if line.call.counts.steps or line.call.waiting()[0]:
             raise MessageError("session.update: the call has begun; settings are of a whole call")
-        known = {*_SESSION_KEYS, "seed"}
+        known = {*_SESSION_KEYS, "seed", "instructions"}
         query = {name: str(session[key]) for key, names in _SESSION_KEYS.items() if key in session for name in names}
         query |= {"seed": str(session["seed"])} if "seed" in session else {}
-        if not query:
+        if not known & session.keys():
             raise MessageError(f"session.update: expected some of {', '.join(sorted(known))}")
+        if "instructions" in session:
+            line.call.role = self._desk.words(session["instructions"], "instructions")
         self._sampling = line.call.sampling = self._desk.sampling(query)
         if "seed" in query:
             self._seed = line.call.seed = self._desk.seed(query)
@@ -128,6 +132,15 @@ class Realtime:
         if not self._socket.closed:
             with contextlib.suppress(ConnectionError):
                 await self._socket.send_str(json.dumps({"type": kind, **values}))
+
+
+def _text_of(item: Any) -> str | None:
+    """The words of a conversation item; None where it is none, or has something else in it."""
+    content = item.get("content") if isinstance(item, dict) else None
+    parts = content if isinstance(content, list) and content else [None]
+    if any(not isinstance(part, dict) or not isinstance(part.get("text"), str) for part in parts):
+        return None
+    return " ".join(part["text"] for part in parts)
 
 
 def _event(text: str) -> dict[str, Any]:

@@ -62,6 +62,10 @@ class Desk:
         given = protocol.seed_of(query)
         return secrets.randbits(31) if given is None else given
 
+    def words(self, given: object, name: str) -> str:
+        """A client's role, or what it tells the model. MessageError."""
+        return protocol.words_of(given, name, limit=self.config.told_characters)
+
     @contextlib.asynccontextmanager
     async def call(
         self,
@@ -69,13 +73,16 @@ class Desk:
         *,
         sampling: GenerationConfig,
         seed: int,
+        role: str | None = None,
         tell_place: Callable[[int], Awaitable[None]],
         complain: Callable[[str], Awaitable[None]],
     ) -> AsyncIterator[Line]:
         """A call, once there is a place for it; `tell_place` hears how many are in front. FullError."""
         async with (
             self.lobby.place(address, tell_place),
-            Line(self.worker, self.config, pool=self.pool, sampling=sampling, seed=seed, complain=complain) as line,
+            Line(
+                self.worker, self.config, pool=self.pool, sampling=sampling, seed=seed, role=role, complain=complain
+            ) as line,
         ):
             with self.audit(line, address):
                 yield line

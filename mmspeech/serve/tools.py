@@ -2,10 +2,14 @@
 
 import logging
 import re
+import runpy
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmspeech.config import ConfigError
 
 KEPT_CHARACTERS = 2000  # of finished text that has not matched: what patterns are searched in
 
@@ -32,6 +36,17 @@ class Tools:
         if self.timeout_sec <= 0 or self.max_pieces < 1 or self.max_running < 1:
             raise ValueError("timeout_sec, max_pieces and max_running of tools are above 0")
         compiled_rules(self)
+
+
+def load_tools(file: Path) -> Tools:
+    """What a Python file calls `tools`; the file is run. ConfigError when it cannot be, or has none."""
+    try:
+        found = runpy.run_path(str(file)).get("tools")
+    except Exception as error:
+        raise ConfigError(f"{file}: {type(error).__name__}: {error}") from error
+    if not isinstance(found, Tools):
+        raise ConfigError(f"{file}: expected `tools = Tools([(pattern, function), ...])`, got {type(found).__name__}")
+    return found
 
 
 def compiled_rules(tools: Tools) -> list[tuple[re.Pattern[str], Tool]]:

@@ -21,7 +21,10 @@ from mmspeech.frames import FRAME_RATE_HZ, FRAME_SAMPLES
 from mmspeech.nn.cuda_graph import Record
 from mmspeech.serve.call import Call, CallEnd
 from mmspeech.serve.engine import CallBatch, settle_threads
+from mmspeech.serve.prompt import Prompt, Prompter, PromptError
 from mmspeech.serve.session import TextReader
+from mmspeech.serve.settings import Manner
+from mmspeech.serve.tools import ToolCalls, load_tools
 
 if TYPE_CHECKING:
     from mmspeech.checkpoint import Bundle
@@ -42,15 +45,29 @@ class Worker:
 
     step_sec: how long the last steps took. overruns: steps that took longer than a frame lasts. failures: of the model;
     each ends all calls that were on, and the next begin anew. num_processes: how many share the machine's cores.
-    record: see mmspeech.nn.cuda_graph.
+    record: see mmspeech.nn.cuda_graph. ConfigError for a manner that cannot be.
     """
 
-    def __init__(self, bundle: "Bundle", *, places: int, num_processes: int = 1, record: Record | None = None):
+    def __init__(
+        self,
+        bundle: "Bundle",
+        *,
+        places: int,
+        manner: Manner | None = None,
+        num_processes: int = 1,
+        record: Record | None = None,
+    ):
         self.bundle, self.places, self._num_processes, self._record = bundle, places, num_processes, record
         self.step_sec: deque[float] = deque(maxlen=RECENT_STEPS)
         self.overruns = self.failures = self.steps = 0
         self._reader = TextReader(bundle)
         self._batch = CallBatch(bundle, batch_size=places, record=record)
+        manner = Manner() if manner is None else manner
+        voice = None if manner.voice is None else Prompt(voice=manner.voice).voice
+        self._role, self._prompter = manner.role, Prompter(bundle, voice)
+        self._prompter.frames(self._role)  # what is wrong with it is told before anybody calls
+        self._tools = None if manner.tools is None else load_tools(manner.tools)
+        self._tool_calls: dict[int, ToolCalls] = {}
         self._calls: dict[int, Call] = {}
         self._begun: dict[int, Call] = {}  # whose call a row of the batch is
         self._late: set[int] = set()  # rows that heard silence in the last step, for want of sound
@@ -150,13 +167,13 @@ class Worker:
         began = time.monotonic()
         heard = {row: call.take() for row, call in calls.items()}
         there = {row: call for row, call in calls.items() if heard[row] is not None or self._begun.get(row) is call}
+        there = {row: call for row, call in there.items() if self._prepare(row, call)}
         if not there:
             return
         self._late = {row for row in there if heard[row] is None}
         count = self._batch.enough_places(max(there) + 1)
         pcm = np.zeros((count, FRAME_SAMPLES), np.float32)
         for row, call in there.items():
-            self._prepare(row, call)
             if row in self._late:
                 call.starve()
             else:
@@ -165,23 +182,38 @@ class Worker:
         result = self._batch.step(sound)
         for row, call in there.items():
             call.counts.steps += 1
+            step = self._reader.step_of(result, row, heard=sound[row])
+            if self._tools is not None:
+                self._tool_calls[row].hear(step.text)
             if self._calls.get(row) is call:
-                call.deliver(self._reader.step_of(result, row, heard=sound[row]))
+                call.deliver(step)
         spent_sec = time.monotonic() - began
         self.steps += 1
         self.step_sec.append(spent_sec)
         self.overruns += spent_sec > 1 / FRAME_RATE_HZ
 
-    def _prepare(self, row: int, call: Call) -> None:
-        """A new call begins; what it wants to be done is done."""
+    def _prepare(self, row: int, call: Call) -> bool:
+        """A new call begins; what it wants to be done is done. False for one whose role cannot be: it ends."""
         if self._begun.get(row) is not call:
+            try:
+                prompt = self._prompter.frames(call.role or self._role)
+            except PromptError as error:
+                self.close(call, str(error))
+                return False
             self._begun[row] = call
-            self._batch.begin(row, sampling=call.sampling, seed=call.seed)
+            self._batch.begin(row, sampling=call.sampling, seed=call.seed, prompt=prompt)
+            if self._tools is not None:
+                self._tool_calls[row] = ToolCalls(self._tools)
+        for text in call.told():
+            self._batch.tell(text, row)
+        for result in () if self._tools is None else self._tool_calls[row].results():
+            self._batch.tell(result, row, max_pieces=self._tools.max_pieces)
         for wish in call.wishes():
             if wish.picture is None:
                 self._batch.forget([row])
             else:
                 self._batch.show(wish.picture, row, at_sec=wish.at_sec)
+        return True
 
     def _fail(self, calls: dict[int, Call], error: Exception) -> None:
         self.failures += 1

@@ -83,6 +83,8 @@ def test_bad_messages_get_words_and_the_call_goes_on(small_bundle):
         ("?text_topk=many", "text_top_k"),
         ("?pad_mult=loud", "pad_mult"),
         ("?seed=x", "seed: expected a whole number"),
+        ("?text_prompt=" + "a" * 501, "text_prompt: 501 characters; at most 500 are taken"),
+        ("?text_prompt=%20", "text_prompt: expected words"),
     ],
 )
 def test_bad_queries_are_refused_in_words(small_bundle, query, words):
