@@ -5,9 +5,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
-from train.feed import Draw, Planner, Position, pack_by_length, share_past, weight_at
+from mmspeech.checkpoint import load_model
+from mmspeech.data.collate import Layout, PictureFormat
+from mmspeech.data.shards import ShardSet
+from train.feed import CallBatches, Draw, Plan, Planner, Position, pack_by_length, share_past, weight_at
 from train.settings import DataConfig, SourceConfig
 
 
@@ -152,3 +156,18 @@ def test_a_call_longer_than_a_batch_goes_alone():
 def test_weights_move_in_a_line(progress, expected):
     assert weight_at(SourceConfig(path="x", weight=1.0, end_weight=0.2), progress) == pytest.approx(expected)
     assert weight_at(SimpleNamespace(weight=0.7, end_weight=None), progress) == 0.7
+
+
+def test_a_joined_row_is_seen_as_its_calls_are(calls, small_checkpoint):
+    bundle, shards = load_model(small_checkpoint), ShardSet(calls / "train")
+    layout = Layout(tokenizer=bundle.tokenizer, silence_codes=(1, 2, 3), codebook_size=32)
+    form = PictureFormat(32, (0.5,) * 3, (0.5,) * 3)
+    batches = CallBatches([(shards, SourceConfig(path="x", join_frames=100))], layout=layout, pictures=form)
+    alone = [batches[Plan((Draw(0, (index,), (0,), 100, "dialogue", (0,)),))].batch for index in (4, 1)]
+    joined = batches[Plan((Draw(0, (4, 1), (0, 9), 100, "dialogue", (0,)),))].batch
+    first, second = (one.codes.shape[2] for one in alone)
+    assert joined.codes.shape[2] == first + 9 + second and joined.ids == ["0-4+0-1"]
+    assert torch.equal(joined.codes[..., :first], alone[0].codes)
+    assert torch.equal(joined.codes[..., first + 9 :], alone[1].codes)
+    assert joined.onset_frames.tolist() == [2, first + 9 + 2] and joined.picture_rows.tolist() == [0, 0]
+    assert torch.equal(joined.pixels, torch.cat([one.pixels for one in alone]))
