@@ -258,8 +258,6 @@ def warnings(plan: Plan, *, processes: int, totals: dict[str, float], usable: fl
         )
     if plan.max_frames > plan.frames_per_batch:
         found.append(f"data.max_frames {plan.max_frames} is more than data.batch_frames {plan.frames_per_batch}")
-    if plan.max_frames > (context := plan.model.lm.temporal.context):
-        found.append(f"calls of {plan.max_frames} frames are longer than the {context} the model looks back")
     if cache_bytes(plan) > 0.05 * usable:
         found.append(
             f"{plan.cached_pictures} remembered pictures take {cache_bytes(plan) / 1e9:.1f} GB when all are there; "

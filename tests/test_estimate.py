@@ -43,8 +43,13 @@ def test_defaults_are_those_of_training():
     for needs, whole in ((TrainNeeds, TrainConfig), (TrainNeeds.model_fields["data"].annotation, DataConfig),
                          (TrainNeeds.model_fields["loss"].annotation, LossConfig)):  # fmt: skip
         for name, field in needs.model_fields.items():
-            if name not in ("init", "data", "loss", "lora") and not field.is_required():
+            if name not in ("init", "data", "loss", "lora", "sources") and not field.is_required():
                 assert whole.model_fields[name].default == field.default, name
+
+
+def test_joined_calls_are_the_longest_there_are():
+    longest = plan("data.sources.own.join_frames=700", "data.max_frames=300").max_frames
+    assert longest == 700 and plan("data.max_frames=300").max_frames == 300
 
 
 def test_lora_trains_its_pairs_beside_the_adapters():

@@ -25,7 +25,8 @@ class VariantShares(StrictModel):
 class SourceConfig(StrictModel):
     """One shard set: a folder, or a dataset of the hub as `hub:OWNER/NAME[/FOLDER]`.
 
-    Calls are drawn in proportion to `weight`, moving in a line to `end_weight` (None: constant).
+    Calls are drawn in proportion to `weight`, moving in a line to `end_weight` (None: constant); joined ones count as
+    one.
 
     `visuals: drop` trains on the calls as if no picture were there. `max_frames`: calls longer than this are cropped
     anew each time they are drawn (None: as `DataConfig` says); in short crops voices are heard for the first time more

@@ -102,6 +102,7 @@ class LongCall(Task):
             "text": reply.text,
             "words": reply.told_words(),
             "turns": turns,
+            "unasked": any(word.start_sec < sample.quiet_sec for word in reply.words) if sample.quiet_sec else None,
         }
 
     def right_reply(self, sample: LongTalk) -> Reply:
@@ -121,7 +122,8 @@ class LongCall(Task):
         return _turns(sample)[-1].until_sec
 
     def summarise(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        """Shares of questions, not of calls: all, those that began in the first minute, and those after it."""
+        """Shares of questions, not of calls: all, those that began in the first minute, and those after it. unasked: of
+        the calls that began with a silence, in how many the model spoke in it."""
         turns = [turn for record in records for turn in record["turns"]]
         return {
             "questions": len(turns),
@@ -129,6 +131,7 @@ class LongCall(Task):
             "right_in_minute_1": mean([turn["right"] for turn in turns if turn["start_sec"] < 60.0]),
             "right_later": mean([turn["right"] for turn in turns if turn["start_sec"] >= 60.0]),
             "said_nothing": mean([not turn["text"] for turn in turns]),
+            "unasked": mean([record["unasked"] for record in records if record["unasked"] is not None]),
         }
 
 

@@ -45,10 +45,20 @@ class InitNeeds(_Needed):
     blind: bool = False
 
 
+class SourceNeeds(_Needed):
+    join_frames: int | None = Field(None, gt=0)
+
+
 class DataNeeds(_Needed):
+    sources: dict[str, SourceNeeds] = Field(default_factory=dict)
     batch_frames: int = Field(4000, gt=0)
     max_frames: int = Field(400, gt=0)
     cached_pictures: int = Field(1000, ge=0)
+
+    @property
+    def longest_frames(self) -> int:
+        """Of a call, or of several that are joined."""
+        return max(self.max_frames, *(source.join_frames or 0 for source in self.sources.values()), 0)
 
 
 class LossNeeds(_Needed):
@@ -147,7 +157,7 @@ def make_plan(needs: TrainNeeds) -> Plan:
         wrapped=wrapped,
         lora_rank=0 if lora is None else lora.rank,
         frames_per_batch=needs.data.batch_frames,
-        max_frames=needs.data.max_frames,
+        max_frames=needs.data.longest_frames,
         batches_per_step=needs.batches_per_step,
         **draws,
         pieces=pieces,

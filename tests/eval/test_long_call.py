@@ -84,4 +84,11 @@ def test_an_answer_counts_for_the_question_before_it_only(task):
     record = task.score(call, prompt, spoken("red", 11 * STEP_SEC + 1.5))
     summary = task.summarise([record])
     assert record["turns"][11]["text"] == "red" and summary["questions"] == QUESTIONS
-    assert summary["right_in_minute_1"] == 0.0 and summary["right"] == record["score"]
+    assert summary["right_in_minute_1"] == 0.0 and summary["right"] == record["score"] and summary["unasked"] is None
+
+
+def test_who_speaks_into_the_silence_is_counted(task):
+    call = named(task, "after silence")[0]
+    records = [task.score(call, task.prompt(call), spoken("red", at_sec)) for at_sec in (30.0, QUIET_SEC + 1.5)]
+    assert [record["unasked"] for record in records] == [True, False] and [r["score"] for r in records] == [0.0, 1.0]
+    assert task.summarise(records)["unasked"] == 0.5
