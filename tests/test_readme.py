@@ -55,7 +55,7 @@ def test_the_first_screen_is_two_commands():
 
 ANSWERS = {
     "examples/what_colour.wav": "red",
-    "examples/where_now.wav": "on the right",
+    "examples/right_now.wav": "red circle",
     "examples/which_way.wav": "moves right",
 }
 
