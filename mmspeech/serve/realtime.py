@@ -41,6 +41,7 @@ class Realtime:
         self._desk, self._socket = desk, socket
         self._address = request.remote or ""
         self._sound_in, self._sound_out = PlainSound(), PlainSound()
+        self._asked: dict[str, str] = {}  # in /api/chat's names
         self._sampling, self._seed = desk.sampling({}), desk.seed({})
 
     async def run(self) -> None:
@@ -104,7 +105,8 @@ class Realtime:
             raise MessageError(f"session.update: expected some of {', '.join(sorted(known))}")
         if "instructions" in session:
             line.call.role = self._desk.words(session["instructions"], "instructions")
-        self._sampling = line.call.sampling = self._desk.sampling(query)
+        self._sampling = line.call.sampling = self._desk.sampling(self._asked | query)
+        self._asked |= query
         if "seed" in query:
             self._seed = line.call.seed = self._desk.seed(query)
         await self._send("session.updated", session=self._desk.describe(self._sampling, self._seed))

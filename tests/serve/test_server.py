@@ -226,7 +226,10 @@ def test_realtime_events(small_bundle):
                         events.append(json.loads((await socket.receive()).data))
 
             await until("session.created")
-            await socket.send_json({"type": "session.update", "session": {"temperature": 0, "seed": 7}})
+            await socket.send_json({"type": "session.update", "session": {"temperature": 0, "top_k": 3}})
+            await until("session.updated")
+            events.append({"type": "sent"})
+            await socket.send_json({"type": "session.update", "session": {"seed": 7}})  # the rest stays
             await until("session.updated")
             await socket.send_json({"type": "input_image", "image": base64.b64encode(png("red")).decode()})
             for _ in range(5):
@@ -248,7 +251,8 @@ def test_realtime_events(small_bundle):
         return events
 
     events = asyncio.run(call())
-    assert events[1]["session"]["text_temperature"] == 0 and events[1]["session"]["seed"] == 7
+    updated = [event["session"] for event in events if event["type"] == "session.updated"][-1]
+    assert (updated["text_temperature"], updated["audio_topk"], updated["seed"]) == (0, 3, 7)
     errors = [event["error"]["message"] for event in events if event["type"] == "error"]
     for words, error in zip(
         ("not JSON", "with a `type`", "no such event", "there are no turns", "not base64", "the call has begun"),
