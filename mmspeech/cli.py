@@ -23,10 +23,7 @@ app.add_typer(config_app, name="config")
 
 Model = Annotated[str | None, typer.Option(help="Checkpoint directory or hub id (default: the embedded one).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
-TensorParallel = Annotated[
-    int,
-    typer.Option(min=1, help="Split the speech LM over N processes (DeepSpeed); with cuda, one GPU each."),
-]
+TensorParallel = Annotated[int, typer.Option(min=1, help="Split the LM over N processes (DeepSpeed), one GPU each.")]
 Processes = Annotated[int, typer.Option(min=1, help="So many share the calls, each with a model: one for a core.")]
 Quantize = Annotated[str | None, typer.Option(help="int8, int4, fp8, or by part: temporal=int8,depth=int4,tower=int8.")]
 CudaGraphs = Annotated[bool, typer.Option("--cuda-graphs", help="Launch each step on the GPU as one graph.")]
