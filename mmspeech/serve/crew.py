@@ -120,7 +120,6 @@ class _Member:
         self.step_sec: deque[float] = deque(maxlen=RECENT_STEPS)
         self.steps = self.overruns = self.failures = 0
         self._calls: dict[int, Call] = {}
-        self._opened: set[int] = set()
         self._next = 0
         self._lock = threading.Lock()
         self._ready, self._problem = threading.Event(), ""
@@ -168,22 +167,27 @@ class _Member:
         with self._lock:
             number, self._next = self._next, self._next + 1
             self._calls[number] = call
-        call.bind(partial(self._pass_on, number, call))
+        call.bind(partial(self._begin, number, call))
 
     def close(self, call: Call, reason: str) -> None:
         with self._lock:
             number = next((number for number, other in self._calls.items() if other is call), None)
             self._calls.pop(number, None)
-            self._opened.discard(number)
         if number is not None:
             self._order(Order(number, "close"))
             call.deliver(CallEnd(reason))
 
-    def _pass_on(self, number: int, call: Call) -> None:
-        """Sound of a call has come. With the first the call is opened there: until then its caller may change it."""
-        if number not in self._opened:
-            self._opened.add(number)
+    def _begin(self, number: int, call: Call) -> None:
+        """The first sound of a call has come. Only now is it opened there: until then its caller may change it."""
+        with self._lock:
+            if number not in self._calls:  # it has ended already, and nobody would close it again
+                return
             self._order(Order(number, "open", (call.sampling, call.seed, call.role)))
+        call.bind(partial(self._pass_on, number, call))
+        self._pass_on(number, call)
+
+    def _pass_on(self, number: int, call: Call) -> None:
+        """Sound of a call has come."""
         for text in call.told():
             self._order(Order(number, "tell", text))
         for wish in call.wishes():
@@ -251,12 +255,11 @@ class _Member:
             if isinstance(given.event, CallEnd):
                 with self._lock:
                     self._calls.pop(given.number, None)
-                    self._opened.discard(given.number)
             call.deliver(unpacked(given.event))
 
     def _end_all(self, end: CallEnd) -> None:
         with self._lock:
-            ended, self._calls, self._opened = list(self._calls.values()), {}, set()
+            ended, self._calls = list(self._calls.values()), {}
         for call in ended:
             call.deliver(end)
 

@@ -111,6 +111,21 @@ def test_both_processes_are_used_and_no_more_than_fit_come_in(crew, calling):
     assert late.hear().frame is not None
 
 
+def test_a_call_that_ended_takes_no_place_though_sound_still_comes(crew, calling):
+    for spoke in (False, True):
+        gone = [calling(seed) for seed in range(4)]
+        for caller in gone:
+            if spoke:
+                caller.say(0)
+                caller.hear()
+            crew.close(caller.call)
+            caller.say(1)
+    callers = [calling(seed) for seed in range(4)]
+    for caller in callers:
+        caller.say(0)
+    assert all(caller.hear().frame is not None for caller in callers) and crew.failures == 0
+
+
 def test_a_process_that_dies_costs_its_own_calls_and_comes_back(crew, calling):
     callers = [calling(seed) for seed in (1, 2)]
     for caller in callers:
