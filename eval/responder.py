@@ -9,6 +9,7 @@ import torch
 
 from eval.options import option_scores
 from eval.task import Prompt, Reply
+from mmspeech.audio.waveform import in_frames
 from mmspeech.config import GenerationConfig
 from mmspeech.frames import FRAME_RATE_HZ, FRAME_SAMPLES, frames_to_seconds, samples_to_seconds
 from mmspeech.serve.engine import CallBatch, CallOut
@@ -83,8 +84,7 @@ class _Row:
         self._text = [] if not prompt.text else bundle.tokenizer.encode(prompt.text)
         lead = len(self._text)
         wave = torch.from_numpy(np.ascontiguousarray(prompt.wave, dtype=np.float32))
-        frames = torch.nn.functional.pad(wave, (0, -len(wave) % FRAME_SAMPLES)).view(-1, FRAME_SAMPLES)
-        self._frames = torch.cat([torch.zeros(lead, FRAME_SAMPLES), frames])
+        self._frames = torch.cat([torch.zeros(lead, FRAME_SAMPLES), in_frames(wave)])
         self._lead, self._lead_sec = lead, frames_to_seconds(lead)
         self._taken = self._given = 0
         question_sec = samples_to_seconds(len(wave))

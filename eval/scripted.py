@@ -2,11 +2,10 @@
 
 import random
 from collections.abc import Sequence
-from copy import copy
 from typing import Any
 
-from eval.task import Prompt, Reply, Task, spoken
-from mmspeech.frames import SAMPLE_RATE_HZ, seconds_to_frames
+from eval.task import Prompt, Reply, Task, later, spoken
+from mmspeech.frames import SAMPLE_RATE_HZ
 
 LATE_SEC = 4.0
 NAMES = ("oracle", "blind", "late", "silent")
@@ -32,21 +31,10 @@ class Scripted:
         if self._name == "blind":
             return self._task.right_reply(self._other(sample, seed))
         right = self._task.right_reply(sample)
-        return right if self._name == "oracle" else _later(right)
+        return right if self._name == "oracle" else later(right, LATE_SEC)
 
     def _other(self, sample: Any, seed: int) -> Any:
         """The sample itself is among them: to guess is to be right now and then."""
         question = self._task.question_of(sample)
         alike = [other for other in self._task.samples if self._task.question_of(other) == question]
         return random.Random(seed).choice(alike)
-
-
-def _later(reply: Reply) -> Reply:
-    import numpy as np
-
-    words = [copy(word) for word in reply.words]
-    for word in words:
-        word.start_sec += LATE_SEC
-    silence = np.zeros(int(LATE_SEC * SAMPLE_RATE_HZ), np.float32)
-    gates = [0.0] * seconds_to_frames(LATE_SEC) + reply.gates
-    return Reply(words, np.concatenate([silence, reply.wave]), gates, reply.option_scores)

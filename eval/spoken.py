@@ -118,7 +118,7 @@ def summarise_spoken(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def right_spoken(line: Line) -> Reply:
     """What a perfect model would say, and when."""
-    end_sec = line.question_end_sec if line.question_end_sec is not None else duration_sec(line)
+    end_sec = told_end_sec(line)
     comments = [spoken(event.answers[0], event.at_sec + 0.4) for event in line.events]
     return together([spoken(line.answers[0], end_sec + 0.3), *comments])
 
@@ -139,6 +139,11 @@ def duration_sec(line: Line) -> float:
     except (soundfile.LibsndfileError, OSError):
         return 0.0
     return samples_to_seconds(info.frames, info.samplerate)
+
+
+def told_end_sec(line: Line) -> float:
+    """When the question ends, without hearing it: from the manifest, or else where the recording ends."""
+    return duration_sec(line) if line.question_end_sec is None else line.question_end_sec
 
 
 def is_right(words: list[str], line: Line) -> bool:

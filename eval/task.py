@@ -6,14 +6,14 @@ what a reply is worth (`score`); it never meets the model. What answers is a Res
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
 from mmspeech.config import ConfigError, GenerationConfig
-from mmspeech.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ
+from mmspeech.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ, seconds_to_frames
 from mmspeech.serve.session import SpokenWord
 
 if TYPE_CHECKING:
@@ -167,6 +167,14 @@ class TaskBuilder(Protocol):
     scripted responder answers."""
 
     def __call__(self, settings: Settings, bundle: "Bundle | None") -> Task: ...
+
+
+def later(reply: Reply, by_sec: float) -> Reply:
+    """The same reply, with silence before it."""
+    words = [replace(word, start_sec=word.start_sec + by_sec) for word in reply.words]
+    silence = np.zeros(int(by_sec * SAMPLE_RATE_HZ), np.float32)
+    gates = [0.0] * seconds_to_frames(by_sec) + reply.gates
+    return Reply(words, np.concatenate([silence, reply.wave]), gates, reply.option_scores)
 
 
 def spoken(text: str, start_sec: float, *, word_sec: float = 0.3, until_sec: float = 0.0) -> Reply:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eval.console import told_errors
 from eval.task import Prompt
+from mmspeech.audio.waveform import in_frames
 from mmspeech.config import ConfigError
 from mmspeech.frames import FRAME_RATE_HZ, FRAME_SAMPLES
 from mmspeech.nn.cross_attention import CrossProjections
@@ -79,8 +80,7 @@ def looked_words(bundle: "Bundle", prompt: Prompt, *, seed: int = 0) -> list[Loo
     calls, reader = CallBatch(bundle, sampling=bundle.config.generation.greedy(), seed=seed), TextReader(bundle)
     for at_sec, picture in prompt.pictures:
         calls.show(picture, 0, at_sec=at_sec)
-    wave = torch.from_numpy(np.pad(prompt.wave, (0, -len(prompt.wave) % FRAME_SAMPLES)))
-    frames = [*wave.view(-1, FRAME_SAMPLES), *torch.zeros(int(LISTEN_SEC * FRAME_RATE_HZ), FRAME_SAMPLES)]
+    frames = [*in_frames(prompt.wave), *torch.zeros(int(LISTEN_SEC * FRAME_RATE_HZ), FRAME_SAMPLES)]
     seen: list[np.ndarray | None] = []
     words: list[LookedWord] = []
     pieces: list[list[tuple[float, np.ndarray | None]]] = []

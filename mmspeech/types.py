@@ -50,6 +50,10 @@ class Visual:
     kind: Literal["image", "clip"] = "image"
     fps: float = 2.0
 
+    def later(self, by_sec: float) -> "Visual":
+        """The same picture or clip, moved in time."""
+        return replace(self, start_sec=self.start_sec + by_sec)
+
 
 @dataclass
 class Word:

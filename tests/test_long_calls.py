@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmspeech.audio.waveform import read_audio
+from mmspeech.audio.waveform import in_frames, read_audio
 from mmspeech.checkpoint import load_model
 from mmspeech.frames import FRAME_SAMPLES, frames_to_seconds
 from mmspeech.serve.engine import settle_threads
@@ -25,8 +25,7 @@ def bundle():
 
 def asked(session: Session, name: str) -> str:
     """What comes in answer to a recording."""
-    wave = read_audio(EXAMPLES / f"{name}.wav")[0]
-    frames = torch.nn.functional.pad(wave, (0, -len(wave) % FRAME_SAMPLES)).view(-1, FRAME_SAMPLES)
+    frames = in_frames(read_audio(EXAMPLES / f"{name}.wav")[0])
     words = Transcript()
     for frame in [*frames, *torch.zeros(ANSWER_FRAMES, FRAME_SAMPLES)]:
         out = session.step(frame)

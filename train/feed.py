@@ -122,7 +122,7 @@ class Planner:
     def _draw(self, which: int, count: int, rng: np.random.Generator, *, seed: tuple[int, ...]) -> tuple[int, Draw]:
         """The next call of a source, or as many as make a long one, and how many frames that is."""
         shards, source = self.sources[which]
-        longest = source.join_frames or source.max_frames or self.config.max_frames
+        longest = longest_frames(source, self.config)
         calls, silences, length = [], [], 0
         while not calls or source.join_frames is not None:
             index = self._next_index(which, count + len(calls))
@@ -244,7 +244,7 @@ def training_loader(dataset: CallBatches, plans: Iterator[Plan], *, workers: int
 def validation_plans(shards: ShardSet, source: SourceConfig, *, config: DataConfig, batches: int) -> list[Plan]:
     """The same batches at every evaluation: the first calls of the set, as many as fill `batches`."""
     rng = np.random.default_rng(VALID_SEED)
-    longest = source.max_frames or config.max_frames
+    longest = longest_frames(source, config)
     drawn, frames = [], 0
     for index, num_frames in enumerate(shards.num_frames):
         if frames >= batches * config.batch_frames:
@@ -255,12 +255,17 @@ def validation_plans(shards: ShardSet, source: SourceConfig, *, config: DataConf
     return [Plan(tuple(draws)) for draws in pack_by_length(drawn, config.batch_frames)]
 
 
+def longest_frames(source: SourceConfig, config: DataConfig) -> int:
+    """How many frames a call of a source, or several that are joined, may have."""
+    return source.join_frames or source.max_frames or config.max_frames
+
+
 def share_past(sources: list[tuple[ShardSet, SourceConfig]], *, config: DataConfig, context_frames: int) -> float:
     """Of all frames that are drawn over a run, the share that has more before it than a model remembers."""
     past = total = 0.0
     for shards, source in sources:
         weight = (weight_at(source, 0.0) + weight_at(source, 1.0)) / 2
-        longest = source.join_frames or source.max_frames or config.max_frames
+        longest = longest_frames(source, config)
         lengths = np.minimum(shards.num_frames, longest) if source.join_frames is None else np.array([longest])
         past += weight * float(np.maximum(lengths - context_frames, 0).mean())
         total += weight * float(lengths.mean())

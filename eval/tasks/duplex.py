@@ -9,7 +9,7 @@ import numpy as np
 from eval.manifest import Line
 from eval.scoring import holds_answer, mean, normalise, percentile, stop_after
 from eval.sights import Sights
-from eval.spoken import duration_sec, question_lines, spoken_prompt
+from eval.spoken import duration_sec, question_lines, spoken_prompt, told_end_sec
 from eval.task import Prompt, Reply, Settings, Task, spoken
 from eval.turns import backchannels_in, longest_pause, overlap_share, takeover_in, utterances
 from mmspeech.audio.waveform import read_audio
@@ -134,9 +134,5 @@ class Duplex(Task):
 def user_end_sec(sample: Turn) -> float:
     """When the user has said everything."""
     if sample.then is None:
-        return _end_of(sample.line)
-    return duration_sec(sample.line) + JOIN_SEC + _end_of(sample.then)
-
-
-def _end_of(line: Line) -> float:
-    return duration_sec(line) if line.question_end_sec is None else line.question_end_sec
+        return told_end_sec(sample.line)
+    return duration_sec(sample.line) + JOIN_SEC + told_end_sec(sample.then)

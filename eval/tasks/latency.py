@@ -11,7 +11,7 @@ import torch
 
 from eval.scoring import is_active
 from eval.task import MissingDataError, Prompt, Reply, Responder, Settings, Task
-from mmspeech.audio.waveform import read_audio
+from mmspeech.audio.waveform import in_frames, read_audio
 from mmspeech.config import ConfigError
 from mmspeech.frames import FRAME_RATE_HZ, FRAME_SAMPLES, SAMPLE_RATE_HZ
 from mmspeech.serve.engine import CallBatch
@@ -76,7 +76,7 @@ class Latency(Task):
         calls = CallBatch(self._bundle)
         for at_sec, picture in prompt.pictures:
             calls.show(picture, 0, at_sec=at_sec)
-        frames = torch.from_numpy(np.pad(prompt.wave, (0, -len(prompt.wave) % FRAME_SAMPLES))).view(-1, FRAME_SAMPLES)
+        frames = in_frames(prompt.wave)
         silence = torch.zeros(FRAME_SAMPLES)
         steps = int(LENGTHS_SEC[-1] * FRAME_RATE_HZ)
         spent_sec, replies = [], []

@@ -14,15 +14,8 @@ import numpy as np
 from eval.manifest import Line
 from eval.scoring import mean, normalise
 from eval.sights import Sights
-from eval.spoken import (
-    duration_sec,
-    is_right,
-    question_lines,
-    right_spoken,
-    spoken_prompt,
-    together,
-)
-from eval.task import Prompt, Reply, Settings, Task
+from eval.spoken import is_right, question_lines, right_spoken, spoken_prompt, together, told_end_sec
+from eval.task import Prompt, Reply, Settings, Task, later
 from mmspeech.frames import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
@@ -54,11 +47,10 @@ class LongTalk:
 
 @dataclass(frozen=True)
 class Turn:
-    """A question: its recording begins at `start_sec`, it ends at `end_sec`, the next one begins at `until_sec`."""
+    """A question: its recording begins at `start_sec`, the next one's at `until_sec`."""
 
     line: Line
     start_sec: float
-    end_sec: float
     until_sec: float
 
 
@@ -106,14 +98,7 @@ class LongCall(Task):
         }
 
     def right_reply(self, sample: LongTalk) -> Reply:
-        replies = []
-        for turn in _turns(sample):
-            right = right_spoken(turn.line)
-            for word in right.words:
-                word.start_sec += turn.start_sec
-            silence = np.zeros(int(turn.start_sec * SAMPLE_RATE_HZ), np.float32)
-            replies.append(Reply(right.words, np.concatenate([silence, right.wave])))
-        return together(replies)
+        return together([later(right_spoken(turn.line), turn.start_sec) for turn in _turns(sample)])
 
     def question_of(self, sample: LongTalk) -> str:
         return f"{sample.kind}, {len(sample.lines)} of {sample.lines[0].kind}"
@@ -144,9 +129,8 @@ def _turns(sample: LongTalk) -> list[Turn]:
     """When each question is asked."""
     turns, start_sec = [], sample.quiet_sec
     for line in sample.lines:
-        asked_sec = line.question_end_sec or duration_sec(line)
-        until_sec = start_sec + asked_sec + ANSWER_SEC
-        turns.append(Turn(line, start_sec, start_sec + asked_sec, until_sec))
+        until_sec = start_sec + told_end_sec(line) + ANSWER_SEC
+        turns.append(Turn(line, start_sec, until_sec))
         start_sec = until_sec
     return turns
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmspeech.config import ConfigError
-from mmspeech.frames import SAMPLE_RATE_HZ
+from mmspeech.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ
 
 _READABLE = "wav, flac, ogg, mp3 or aiff"
 _BLOCK_SAMPLES = 1 << 20
@@ -94,6 +94,12 @@ def resample(wave: Tensor, from_hz: int, to_hz: int) -> Tensor:
     flat = wave.detach().to("cpu", torch.float32).reshape(-1, wave.shape[-1])
     out = [torch.from_numpy(soxr.resample(row.numpy(), from_hz, to_hz, quality="HQ")) for row in flat]
     return torch.stack(out).reshape(*wave.shape[:-1], -1)
+
+
+def in_frames(wave: Tensor | np.ndarray) -> Tensor:
+    """Samples [N] at 24 kHz -> [T, 1920], one row per 80 ms frame; the last is filled up with silence."""
+    wave = torch.as_tensor(wave)
+    return torch.nn.functional.pad(wave, (0, -len(wave) % FRAME_SAMPLES)).view(-1, FRAME_SAMPLES)
 
 
 def _check_complete(path: Path) -> None:

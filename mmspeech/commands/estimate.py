@@ -58,7 +58,7 @@ class DataNeeds(_Needed):
     @property
     def longest_frames(self) -> int:
         """Of a call, or of several that are joined."""
-        return max(self.max_frames, *(source.join_frames or 0 for source in self.sources.values()), 0)
+        return max([self.max_frames, *(source.join_frames or 0 for source in self.sources.values())])
 
 
 class LossNeeds(_Needed):

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 from torch import Tensor
 
-from mmspeech.audio.waveform import read_audio, write_wav
+from mmspeech.audio.waveform import in_frames, read_audio, write_wav
 from mmspeech.commands.common import check_device, check_output, followed, opened_model
 from mmspeech.frames import FRAME_SAMPLES, frames_to_seconds, samples_to_seconds
 from mmspeech.serve.eyes import FrameCounts
@@ -124,7 +124,7 @@ def listen_and_reply(
     Pictures of `timeline` are seen from their times on; while some are still to come, the call lasts up to `max_sec`
     after the question.
     """
-    frames = torch.nn.functional.pad(question, (0, -len(question) % FRAME_SAMPLES)).view(-1, FRAME_SAMPLES)
+    frames = in_frames(question)
     watch = ReplyWatch(question_sec=samples_to_seconds(len(question)), max_sec=max_sec)
     talk = Talk(question, question, Transcript())
     heard: list[Tensor] = []

@@ -160,7 +160,7 @@ def joined(samples: Sequence[Sample], silences_frames: Sequence[int], silence_co
         start_sec = frames_to_seconds(frames + silent)
         codes += [silence.expand(-1, silent).to(sample.codes.dtype), sample.codes]
         words += [word.later(start_sec) for word in sample.words]
-        visuals += [replace(visual, start_sec=visual.start_sec + start_sec) for visual in sample.visuals]
+        visuals += [visual.later(start_sec) for visual in sample.visuals]
         frames += silent + sample.codes.shape[1]
     return Sample("+".join(sample.id for sample in samples), torch.cat(codes, dim=1), words, visuals)
 
@@ -177,7 +177,7 @@ def crop(sample: Sample, *, max_frames: int, rng: np.random.Generator) -> Sample
     start = int(rng.choice(_turn_starts(sample.words, extra)))
     start_sec, end_sec = frames_to_seconds(start), frames_to_seconds(start + max_frames)
     words = [w.later(-start_sec) for w in sample.words if start_sec <= w.start_sec < end_sec]
-    visuals = [replace(v, start_sec=v.start_sec - start_sec) for v in sample.visuals if v.start_sec < end_sec]
+    visuals = [v.later(-start_sec) for v in sample.visuals if v.start_sec < end_sec]
     return replace(sample, codes=sample.codes[:, start : start + max_frames], words=words, visuals=visuals)
 
 

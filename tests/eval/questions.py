@@ -38,6 +38,15 @@ def write_questions(folder: Path, *, count: int = 6, name: str = "m", **extra: o
     return save(folder / f"{name}.jsonl", lines)
 
 
+def question_sets(data: Path, **counts: int) -> Path:
+    """The folder of sets in a folder of data, with so many questions in each set."""
+    folder = data / "questions"
+    folder.mkdir()
+    for name, count in counts.items():
+        write_questions(folder, count=count, name=name)
+    return folder
+
+
 def save(path: Path, lines: list[dict]) -> Path:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from questions import RATE_HZ, lines_of, measure, save, write_questions
+from questions import RATE_HZ, lines_of, measure, question_sets, save
 
 from eval.full_duplex_bench import export
 from eval.scripted import Scripted
@@ -51,11 +51,8 @@ def test_the_longest_pause_and_the_overlap():
 
 @pytest.fixture
 def task(tmp_path):
-    folder = tmp_path / "questions"
-    folder.mkdir()
-    write_questions(folder, count=4, name="known")
-    write_questions(folder, count=2, name="pause")
-    barge = write_questions(folder, count=2, name="barge")
+    folder = question_sets(tmp_path, known=4, pause=2, barge=2)
+    barge = folder / "barge.jsonl"
     for line in lines_of(barge):
         write_wav(folder / line["audio"], 0.1 * np.ones(RATE_HZ * 4), RATE_HZ)
     save(barge, [line | {"barge_start_sec": 2.0, "question_end_sec": 4.0} for line in lines_of(barge)])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from questions import COLOURS, QUESTION_SEC, RATE_HZ, lines_of, measure, save, write_questions
+from questions import COLOURS, QUESTION_SEC, RATE_HZ, lines_of, measure, question_sets, save
 
 from eval.task import Reply, Settings, spoken
 from eval.tasks import find
@@ -14,10 +14,7 @@ STEP_SEC = QUESTION_SEC + ANSWER_SEC  # from one question to the next
 
 @pytest.fixture
 def task(tmp_path):
-    folder = tmp_path / "questions"
-    folder.mkdir()
-    write_questions(folder, count=14, name="known")
-    write_questions(folder, count=14, name="motion")
+    question_sets(tmp_path, known=14, motion=14)
     return find("long_call")(Settings(data=tmp_path), None)
 
 

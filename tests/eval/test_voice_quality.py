@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from questions import RATE_HZ, measure, write_questions
+from questions import RATE_HZ, measure, question_sets
 
 from eval.task import Settings, spoken
 from eval.tasks import find
@@ -49,10 +49,7 @@ class Echo:
 
 
 def test_the_score_is_the_share_of_words_that_are_heard(tmp_path):
-    folder = tmp_path / "questions"
-    folder.mkdir()
-    write_questions(folder, count=2, name="known")
-    write_questions(folder, count=2, name="talk")
+    question_sets(tmp_path, known=2, talk=2)
     task = find("speech")(Settings(data=tmp_path, recogniser="none"), None)
     assert {sample.kind for sample in task.samples} == {"known", "talk"}
     sample = task.samples[0]
